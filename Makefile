@@ -1,0 +1,35 @@
+# The course in three commands: `make book`, `make test`, `make lab`. Each sets up .venv first if it is missing.
+# Another Python: make book PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv/bin/python
+
+# Kernels are those of .venv, whatever else is registered on this machine.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help setup book test lab lint format clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
+
+setup: ## make .venv and install everything, once
+	@$(PYTHON) tools/setup.py
+
+book: setup ## build the book and print where it is
+	@$(VENV) tools/book.py
+
+# One thread for each worker, so that the workers do not get into each other's way; a notebook or file stays on one worker.
+test: setup ## run every test: units, labs, the strict book build, the pages in a browser
+	@OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
+
+lab: setup ## open JupyterLab on the labs
+	@$(VENV) -m jupyterlab labs
+
+lint: setup ## check format, style and types
+	@$(VENV) -m ruff format --check . && $(VENV) -m ruff check . && $(VENV) -m mypy
+
+format: setup ## format the code
+	@$(VENV) -m ruff format . && $(VENV) -m ruff check --fix .
+
+clean: ## delete what was built (.venv and vendor_root stay)
+	@rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,24 @@
+"""Neural-network pruning, one readable function per method.
+
+Pruning is four questions: what is removed together (granularity), how much it matters (criterion), when
+(schedule), and what it cost and bought (metrics). The rooms of this package have the same names as the
+parts of the course.
+"""
+
+from prunelab import channels, criteria, data, granularity, metrics, models, plots, training
+from prunelab.channels import TraceError
+from prunelab.criteria import criterion
+from prunelab.files import load, save
+from prunelab.metrics import compare
+from prunelab.registry import methods
+from prunelab.sparsify import finalize, masks, sparsify
+from prunelab.surgery import prune
+from prunelab.training import Callback, evaluate, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Callback", "TraceError", "channels", "compare", "criteria", "criterion", "data", "evaluate", "finalize",
+    "fit", "granularity", "load", "masks", "methods", "metrics", "models", "plots", "prune", "save",
+    "sparsify", "training",
+]  # fmt: skip

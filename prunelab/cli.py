@@ -1,0 +1,173 @@
+"""The command line: ``prunelab data | train | methods``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunelab import data, files, metrics, models, registry, training
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="prunelab", description="Neural-network pruning on CIFAR-10.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = _add(commands, "data", "show or fetch the pictures", "prunelab data --download")
+    command.add_argument("--download", action="store_true", help="fetch CIFAR-10 (170 MB) with torchvision")
+    command.add_argument("--root", type=Path, help="folder of CIFAR-10 (default: the user's cache)")
+    command.set_defaults(run=_data)
+
+    example = "prunelab train resnet20 --data embedded --epochs 30 --out checkpoints"
+    command = _add(commands, "train", "train a network; stopped, it continues where it was", example)
+    command.add_argument("model", choices=MODELS, help="network to train")
+    command.add_argument("--data", default="auto", choices=("auto", "cifar10", "embedded"))
+    command.add_argument("--width", type=float, help="width of a VGG or MobileNetV2 (default: 1)")
+    command.add_argument("--epochs", type=int, default=30)
+    command.add_argument("--lr", type=float, default=0.2, help="highest learning rate (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="CPU threads; part of what makes a run repeat exactly",
+    )
+    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    command.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
+    command.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        help="where the unfinished run is kept (default: %(default)s)",
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path(), help="where the weights and their card go (default: here)"
+    )
+    command.set_defaults(run=_train)
+
+    command = _add(commands, "methods", "list the methods", "prunelab methods criterion")
+    command.add_argument("axis", nargs="?", choices=registry.AXES)
+    command.set_defaults(run=_methods)
+
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, data.DataError, training.TrainingDiverged) as error:
+        print(f"prunelab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("prunelab: stopped by hand", file=sys.stderr)
+        return 130
+
+
+MODELS = [
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg11", "vgg16", "vgg19", "mobilenetv2",
+    "densenet40",
+]  # fmt: skip
+
+
+def _add(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=summary, description=summary.capitalize() + ".", epilog=f"Example: {example}"
+    )
+
+
+def _data(options: argparse.Namespace) -> int:
+    if options.download:
+        print(f"CIFAR-10 is in {data.download(options.root)}")
+    loaded = data.load("auto", options.root)
+    for part in ("train", "validation", "test"):
+        print(f"{part:>10}: {len(getattr(loaded, part)):6,} pictures")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.threads < 1:
+        raise ValueError(f"--threads {options.threads}: must be at least 1")
+    torch.set_num_threads(options.threads)
+    loaded = data.load(options.data)
+    torch.manual_seed(options.seed)
+    width = {} if options.width is None else {"width": options.width}
+    try:
+        model = getattr(models, options.model)(**width)
+    except TypeError:
+        raise ValueError(f"--width: {options.model} has a fixed width") from None
+    try:
+        model.to(options.device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    stem = models.checkpoint_name(options.model, options.width or 1, loaded.name)
+    recipe = {
+        "lr": options.lr,
+        "schedule": "one-cycle",
+        "batch_size": 128,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "label_smoothing": 0.0,
+    }
+    history = training.fit(
+        model,
+        loaded,
+        options.epochs,
+        seed=options.seed,
+        checkpoint=options.runs / f"{stem}.pt",
+        precision=options.precision,
+        **recipe,
+    )
+    if history.interrupted:
+        print("run the same command again to continue")
+        return 130
+    path = files.save(model.cpu(), options.out / f"{stem}.safetensors")
+    stored = files.load(path, getattr(models, options.model)(**width))  # what is reported is what was stored
+    card = {
+        "model": options.model,
+        **width,
+        "data": loaded.name,
+        "source": loaded.source.removeprefix("data: "),
+        "pictures": {part: len(getattr(loaded, part)) for part in ("train", "validation", "test")},
+        "recipe": {
+            "optimiser": "SGD, Nesterov",
+            "epochs": options.epochs,
+            **recipe,
+            "augmentation": "crop (padding 4), flip",
+        },
+        "seed": options.seed,
+        "threads": options.threads,
+        "precision": history.precision,
+        "parameters": metrics.parameters(stored),
+        "macs": metrics.macs(stored, loaded.example),
+        "validation_accuracy": training.evaluate(stored, loaded.validation).accuracy,
+        "test_accuracy": training.evaluate(stored, loaded.test).accuracy,
+        "chosen": "the last epoch; the test pictures were used once, for the number above",
+        "command": "prunelab train " + " ".join(_command(options, loaded.name, history.precision)),
+        "machine": f"{platform.system()} {platform.machine()}, {options.device}",
+        "torch": torch.__version__.split("+")[0],
+    }
+    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    print(f"{path}: validation {card['validation_accuracy']:.2%}, test {card['test_accuracy']:.2%}")
+    return 0
+
+
+def _command(options: argparse.Namespace, name: str, precision: str) -> list[str]:
+    """The command that repeats this run; what ``auto`` chose and the defaults are written out."""
+    words = [options.model, "--data", name]
+    if options.width is not None:
+        words += ["--width", f"{options.width:g}"]
+    words += ["--epochs", str(options.epochs), "--lr", f"{options.lr:g}", "--seed", str(options.seed)]
+    words += ["--threads", str(options.threads), "--precision", precision]
+    return words if options.device == "cpu" else [*words, "--device", options.device]
+
+
+def _methods(options: argparse.Namespace) -> int:
+    for method in registry.methods(options.axis):
+        print(f"{method.axis:<12} {method.name:<12} {method.summary}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

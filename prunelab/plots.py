@@ -1,0 +1,472 @@
+"""Every picture of the book and the labs.
+
+Each function takes tensors or plain Python data, draws on ``ax`` (or on a new figure) and returns the
+matplotlib ``Figure``. New figures are closed to pyplot, so that a notebook cell that ends in
+``plots.masks(...)`` shows its figure once. Quantities are drawn in the colours of Okabe and Ito,
+magnitudes in cividis: both survive colour blindness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
+KEPT, REMOVED, FADED = BLUE, VERMILION, "#E4E4E4"
+MARKERS = "os^Dvx+"  # beside colour, so that things can be told apart in grey too
+HATCHES = (None, "///", "...", "xx", "\\\\\\", "++", "oo")
+WIDTH = 7.0  # inches: the text column of the book, about 700 pixels
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 144,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _styled(draw: Callable[P, T]) -> Callable[P, T]:
+    @wraps(draw)
+    def drawing(*args: P.args, **options: P.kwargs) -> T:
+        with plt.rc_context(STYLE):
+            return draw(*args, **options)
+
+    return drawing
+
+
+# --- the canvas -------------------------------------------------------------------------------------
+
+
+@_styled
+def panels(columns: int = 1, rows: int = 1, height: float = 3.0, **options: Any) -> tuple[Figure, Any]:
+    """A new figure of the book's width and its axes, as from ``plt.subplots`` (which gets ``options``)."""
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained", **options)
+    plt.close(figure)  # else a notebook shows it twice: when the cell ends, and as the cell's value
+    return figure, axes
+
+
+def _canvas(ax: Axes | None, height: float = 3.0) -> tuple[Figure, Axes]:
+    if ax is None:
+        return panels(height=height)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure, ax
+
+
+def _array(name: str, value: Any, dimensions: int | None = None, shape: str = "") -> np.ndarray:
+    """``value`` as a NumPy array; a wrong number of dimensions is an error that names the argument."""
+    if isinstance(value, Tensor):
+        value = value.detach().float().cpu()
+    array = np.asarray(value, dtype=float)
+    if dimensions is not None and array.ndim != dimensions:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
+    if array.size == 0:
+        raise ValueError(f"{name} is empty: shape {tuple(array.shape)}")
+    return array
+
+
+def _check_some(name: str, value: Any) -> None:
+    if len(value) == 0:
+        raise ValueError(f"{name} is empty: there is nothing to draw")
+
+
+def _magnitudes() -> Any:
+    """cividis for what is kept, pale grey for what is removed (drawn as -1), nothing for gaps (NaN)."""
+    return plt.get_cmap("cividis").with_extremes(under=FADED, bad="none")
+
+
+def _beside(bars: int, groups: int) -> tuple[float, np.ndarray]:
+    """Width of a bar and places ``(bars, groups)``, for groups of bars that stand side by side."""
+    width = 0.8 / bars
+    return width, np.arange(groups) + (np.arange(bars)[:, None] - (bars - 1) / 2) * width
+
+
+def _legend_above(ax: Axes, title: str) -> None:
+    """Legend over the axes, where it hides no data: in one row if that fits, and the title above it."""
+    labels = ax.get_legend_handles_labels()[1]
+    inches = ax.get_position().width * ax.figure.get_figure(root=True).get_figwidth()
+    one_row = sum(len(label) + 6 for label in labels) < 15 * inches  # 15 letters of 9 points to an inch
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(labels) if one_row else 1)
+    ax.set_title(title, pad=8 + 15 * (1 if one_row else len(labels)))
+
+
+# --- weights ----------------------------------------------------------------------------------------
+
+
+@_styled
+def heatmap(
+    weights: Tensor, ax: Axes | None = None, title: str = "", xlabel: str = "input", ylabel: str = "output"
+) -> Figure:
+    """Magnitudes of a weight matrix ``(out, in)``; exact zeros are pale grey."""
+    matrix = np.abs(_array("weights", weights, 2, "(out, in)"))
+    matrix[matrix == 0] = -1
+    figure, ax = _canvas(ax)
+    image = ax.imshow(matrix, cmap=_magnitudes(), vmin=0, aspect="auto", interpolation="nearest")
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    figure.colorbar(image, ax=ax, label="|weight|")
+    return figure
+
+
+@_styled
+def histogram(
+    weights: Tensor | Mapping[str, Tensor],
+    thresholds: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+    bins: int = 80,
+) -> Figure:
+    """Densities of one or several sets of weights, with cuts at plus and minus each threshold.
+
+    A threshold that has the name of a set is drawn in its colour, any other in black.
+    """
+    sets = weights if isinstance(weights, Mapping) else {"weights": weights}
+    _check_some("weights", sets)
+    arrays = {name: _array(f"weights[{name!r}]", value).ravel() for name, value in sets.items()}
+    colours = dict(zip(arrays, COLOURS, strict=False))
+    limit = max(np.abs(values).max() for values in arrays.values())
+    figure, ax = _canvas(ax)
+    for name, values in arrays.items():
+        look: dict[str, Any] = {"bins": bins, "range": (-limit, limit), "density": True, "histtype": "step"}
+        ax.hist(values, color=colours[name], label=name, **look)
+    for name, cut in (thresholds or {}).items():
+        look = {"color": colours.get(name, BLACK), "linestyle": "--" if name in colours else "-"}
+        ax.axvline(cut, linewidth=1, label=f"cut, {name}", **look)
+        ax.axvline(-cut, linewidth=1, **look)
+    ax.set(title=title, xlabel="weight", ylabel="density")
+    ax.legend()
+    return figure
+
+
+@_styled
+def masks(
+    weight: Tensor,
+    keep: Tensor | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+    xlabel: str = "filter",
+    ylabel: str = "channel",
+) -> Figure:
+    """One convolution weight ``(filters, channels, kh, kw)``, filters side by side; what is removed is faded.
+
+    Args:
+        weight: the weight; kept cells are coloured by magnitude.
+        keep: boolean, of a shape that broadcasts to the weight's; by default what is not zero.
+    """
+    values = np.abs(_array("weight", weight, 4, "(filters, channels, kh, kw)"))
+    mask = values != 0 if keep is None else _array("keep", keep) != 0
+    try:
+        kept = np.broadcast_to(mask, values.shape)
+    except ValueError:
+        raise ValueError(f"keep of shape {mask.shape} does not fit weight of shape {values.shape}") from None
+    filters, channels, kh, kw = values.shape
+    # an empty cell between kernels; (channel, row) goes downwards, (filter, column) to the right
+    cells = np.full((filters, channels, kh + 1, kw + 1), np.nan)
+    cells[:, :, :kh, :kw] = np.where(kept, values, -1)
+    picture = cells.transpose(1, 2, 0, 3).reshape(channels * (kh + 1), filters * (kw + 1))[:-1, :-1]
+    figure, ax = _canvas(ax, height=min(6.0, 0.8 + WIDTH * picture.shape[0] / picture.shape[1]))
+    look: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.4, "cmap": _magnitudes()}
+    ax.pcolormesh(picture, vmin=0, vmax=values.max(), **look)
+    ax.set_aspect("equal")
+    ax.invert_yaxis()
+    ax.set_xticks(np.arange(filters) * (kw + 1) + kw / 2, [str(j) for j in range(filters)])
+    ax.set_yticks(np.arange(channels) * (kh + 1) + kh / 2, [str(j) for j in range(channels)])
+    ax.tick_params(length=0, labelsize=8)
+    ax.spines[:].set_visible(False)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+@_styled
+def scores(
+    values: Tensor, amount: float, ax: Axes | None = None, title: str = "", xlabel: str = "group"
+) -> Figure:
+    """Scores of groups ``(n,)`` in rising order; the lowest, a share of ``amount`` (0..1), are marked."""
+    heights = np.sort(_array("values", values, 1, "(n,)"))
+    if not 0 <= amount <= 1:
+        raise ValueError(f"amount must lie in 0..1, got {amount}")
+    cut = round(amount * len(heights))
+    places = np.arange(len(heights))
+    figure, ax = _canvas(ax)
+    ax.bar(places[:cut], heights[:cut], color=REMOVED, hatch="///", edgecolor="white", label="removed")
+    ax.bar(places[cut:], heights[cut:], color=KEPT, label="kept")
+    ax.set(xlabel=f"{xlabel}, in order of score", ylabel="score")
+    _legend_above(ax, title)
+    return figure
+
+
+@_styled
+def layer_sparsity(
+    methods: Mapping[str, Mapping[str, float]], ax: Axes | None = None, title: str = ""
+) -> Figure:
+    """Sparsity (0..1) of every layer, by method: ``{"local": {"conv1": 0.5, ...}, "global": {...}}``."""
+    _check_some("methods", methods)
+    layers = list(next(iter(methods.values())))
+    for name, sparsity in methods.items():
+        if list(sparsity) != layers:
+            raise ValueError(f"methods[{name!r}] has the layers {list(sparsity)}, the first has {layers}")
+    figure, ax = _canvas(ax, height=3.4)
+    width, places = _beside(len(methods), len(layers))
+    for j, (name, sparsity) in enumerate(methods.items()):
+        look: dict[str, Any] = {"color": COLOURS[j % 7], "hatch": HATCHES[j % 7], "edgecolor": "white"}
+        ax.bar(places[j], list(sparsity.values()), width, label=name, **look)
+    ax.set_xticks(np.arange(len(layers)), layers, rotation=90, fontsize=8)
+    ax.set(ylabel="sparsity", ylim=(0, 1), xlabel="layer, from input to output")
+    _legend_above(ax, title)
+    return figure
+
+
+# --- measurements -----------------------------------------------------------------------------------
+
+
+@_styled
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Any]],
+    ax: Axes | None = None,
+    xlabel: str = "amount",
+    ylabel: str = "accuracy",
+    levels: Mapping[str, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """Lines ``{"label": (x, y)}``; a ``y`` of shape ``(seeds, n)`` becomes its mean and a min to max band.
+
+    ``levels`` are horizontal dotted lines to compare with, such as ``{"chance": 0.1}``.
+    """
+    _check_some("series", series)
+    figure, ax = _canvas(ax)
+    for j, (name, (x, y)) in enumerate(series.items()):
+        places = _array(f"series[{name!r}] x", x, 1, "(n,)")
+        runs = np.atleast_2d(_array(f"series[{name!r}] y", y))
+        if runs.ndim != 2 or runs.shape[1] != len(places):
+            raise ValueError(
+                f"series[{name!r}]: y of shape {np.shape(y)} does not fit {len(places)} x values"
+            )
+        label = name if len(runs) == 1 else f"{name} (mean and range, {len(runs)} seeds)"
+        colour = COLOURS[j % 7]
+        ax.plot(places, runs.mean(0), color=colour, marker=MARKERS[j % 7], markersize=4, label=label)
+        if len(runs) > 1:
+            ax.fill_between(places, runs.min(0), runs.max(0), color=colour, alpha=0.25, linewidth=0)
+    for name, level in (levels or {}).items():
+        ax.axhline(level, color="grey", linestyle=":", linewidth=1)
+        ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", color="dimgrey")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    _legend_above(ax, title)
+    return figure
+
+
+@_styled
+def bars(
+    values: Mapping[str, float],
+    ax: Axes | None = None,
+    xlabel: str = "",
+    log: bool = False,
+    title: str = "",
+) -> Figure:
+    """One horizontal bar for each named value, with the value beside it."""
+    _check_some("values", values)
+    figure, ax = _canvas(ax, height=0.9 + 0.3 * len(values))
+    drawn = ax.barh(list(values), list(values.values()), color=BLUE, log=log)
+    ax.bar_label(drawn, [f"{value:g}" for value in values.values()], padding=3)
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    ax.set(title=title, xlabel=xlabel)
+    return figure
+
+
+@_styled
+def comparison(
+    rows: Mapping[str, Mapping[str, float]],
+    spread: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Figure:
+    """Several models under several measures, each as a ratio to the first model, which therefore stands at 1.
+
+    A measure that is 0 for the first, such as the sparsity of a dense model, has no ratio and is left out.
+
+    Args:
+        rows: ``{"dense": {"accuracy": 0.9, "MACs": 4e7}, "pruned": {...}}``, the same measures in each.
+        spread: ``{"pruned": {"latency": (low, high)}}``, in the measure's own unit, drawn as error bars.
+    """
+    _check_some("rows", rows)
+    first = next(iter(rows))
+    measures = list(rows[first])
+    for name, row in rows.items():
+        if missing := [measure for measure in measures if measure not in row]:
+            raise ValueError(f"rows[{name!r}] lacks {missing}, which rows[{first!r}] has")
+    measures = [measure for measure in measures if rows[first][measure] != 0]
+    if not measures:
+        raise ValueError(
+            f"rows[{first!r}] is the reference and holds no measure but zeros: there is no ratio"
+        )
+    figure, ax = _canvas(ax, height=3.2)
+    width, places = _beside(len(rows), len(measures))
+    for j, (name, row) in enumerate(rows.items()):
+        ratios = np.array([row[measure] / rows[first][measure] for measure in measures])
+        look: dict[str, Any] = {"color": COLOURS[j % 7], "hatch": HATCHES[j % 7], "edgecolor": "white"}
+        ax.bar(places[j], ratios, width, label=name, **look)
+        for x, ratio, measure in zip(places[j], ratios, measures, strict=True):
+            low, high = (spread or {}).get(name, {}).get(measure, (row[measure], row[measure]))
+            low, high = low / rows[first][measure], high / rows[first][measure]
+            ax.vlines(x, low, high, color=BLACK, linewidth=1.5)
+            if name != first:
+                ax.annotate(f"{ratio:.2f}", (x, max(ratio, high)), ha="center", va="bottom", fontsize=7)
+    ax.axhline(1, color="grey", linestyle=":", linewidth=1)
+    ax.set_xticks(np.arange(len(measures)), measures)
+    ax.set(ylabel=f"ratio to {first}")
+    _legend_above(ax, title)
+    return figure
+
+
+@_styled
+def history(epochs: Sequence[Mapping[str, float]], title: str = "") -> Figure:
+    """Training curves from one record per epoch: ``epoch`` and any of ``loss``, ``train_accuracy`` and
+    ``validation_accuracy``.
+    """
+    _check_some("epochs", epochs)
+    figure, (left, right) = panels(2, height=2.8)
+    x = [record["epoch"] for record in epochs]
+    for ax, name, key, colour, marker in [
+        (left, "training", "loss", BLUE, "o"),
+        (right, "training", "train_accuracy", BLUE, "o"),
+        (right, "validation", "validation_accuracy", ORANGE, "s"),
+    ]:
+        if any(key in record for record in epochs):
+            y = [record.get(key, np.nan) for record in epochs]
+            ax.plot(x, y, color=colour, marker=marker, markersize=3, label=name)
+            ax.legend()
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="accuracy")
+    figure.suptitle(title)
+    return figure
+
+
+# --- diagrams ---------------------------------------------------------------------------------------
+
+
+@_styled
+def network_sketch(weights: Sequence[Tensor], ax: Axes | None = None, title: str = "") -> Figure:
+    """A small fully connected network as a graph, from its weight matrices ``(out, in)``.
+
+    A zero weight is a removed edge (dotted); a hidden unit with no edge in, or none out, is removed (hollow).
+    """
+    _check_some("weights", weights)
+    matrices = [_array(f"weights[{j}]", weight, 2, "(out, in)") for j, weight in enumerate(weights)]
+    for j in range(1, len(matrices)):
+        outputs, inputs = len(matrices[j - 1]), matrices[j].shape[1]
+        if inputs != outputs:
+            raise ValueError(
+                f"weights[{j - 1}] gives {outputs} outputs, but weights[{j}] takes {inputs} inputs"
+            )
+    sizes = [matrices[0].shape[1]] + [len(matrix) for matrix in matrices]
+    alive: list[Any] = [np.full(size, True) for size in sizes]
+    for j in range(1, len(matrices)):
+        alive[j] = (matrices[j - 1] != 0).any(axis=1) & (matrices[j] != 0).any(axis=0)
+    heights = [(size - 1) / 2 - np.arange(size) for size in sizes]
+    figure, ax = _canvas(ax, height=2.6)
+    for j, matrix in enumerate(matrices):
+        for target, source in np.ndindex(*matrix.shape):
+            look: dict[str, Any] = {"color": KEPT, "linewidth": 1.1, "zorder": 2}
+            if matrix[target, source] == 0 or not (alive[j][source] and alive[j + 1][target]):
+                look = {"color": "lightgrey", "linewidth": 0.8, "linestyle": ":", "zorder": 1}
+            ax.plot([j, j + 1], [heights[j][source], heights[j + 1][target]], **look)
+    for j, (height, units) in enumerate(zip(heights, alive, strict=True)):
+        ax.scatter(np.full(units.sum(), j), height[units], s=110, color=KEPT, edgecolors="white", zorder=3)
+        look = {"color": "white", "edgecolors": "grey", "linestyle": ":", "zorder": 3}
+        ax.scatter(np.full((~units).sum(), j), height[~units], s=110, **look)
+    ax.set(title=title)
+    ax.margins(0.1)
+    ax.axis("off")
+    return figure
+
+
+@_styled
+def coupling(filters: int = 5, channels: int = 3, next_filters: int = 4, removed: int = 2) -> Figure:
+    """Why one filter cannot leave alone: filter, feature map and the next layer's channel are one row.
+
+    Row ``removed`` is struck from left to right: that filter of layer i, the feature map that it makes, and
+    the kernels of layer i+1 that would have read it.
+    """
+    if not 0 <= removed < filters:
+        raise ValueError(f"removed must be one of the filters 0..{filters - 1}, got {removed}")
+    figure, ax = panels(height=0.45 * filters + 1.2)
+    maps = channels + 1.6  # the horizontal places: kernels from 0, the feature maps, then the next layer
+    after = maps + 2.6
+    end = after + 1.3 * next_filters
+    for row in range(filters):
+        gone = row == removed
+        look: dict[str, Any] = {"edgecolor": "white"}
+        if gone:
+            look = {"edgecolor": REMOVED, "linestyle": "--", "linewidth": 1.2}
+        blocks = [(float(column), 0.82, BLUE) for column in range(channels)] + [(maps, 1.0, SKY)]
+        blocks += [(after + 1.3 * column, 0.82, ORANGE) for column in range(next_filters)]
+        for x, width, colour in blocks:
+            ax.add_patch(Rectangle((x, -row), width, 0.8, facecolor=FADED if gone else colour, **look))
+        arrow = {"arrowstyle": "->", "color": "lightgrey" if gone else "dimgrey"}
+        for left, right in [(channels, maps - 0.1), (maps + 1.1, after - 0.1)]:
+            ax.annotate("", (right, 0.4 - row), (left, 0.4 - row), arrowprops=arrow)
+    for x, text in [
+        (channels / 2 - 0.1, f"layer i:\n{filters} filters (rows)\nof {channels} kernels each"),
+        (maps + 0.5, "feature\nmaps"),
+        ((after + end) / 2 - 0.2, f"layer i+1:\n{next_filters} filters (columns)\nof {filters} kernels each"),
+    ]:
+        ax.annotate(text, (x, 1.0), ha="center", va="bottom")
+    place = {"va": "center", "color": REMOVED}
+    ax.annotate(f"filter {removed}\nis removed", (-0.2, 0.4 - removed), ha="right", **place)
+    ax.annotate(f"channel {removed}\ngoes with it", (end, 0.4 - removed), ha="left", **place)
+    ax.set(xlim=(-2.6, end + 2.6), ylim=(0.6 - filters, 2.5))
+    ax.axis("off")
+    return figure
+
+
+# --- data -------------------------------------------------------------------------------------------
+
+
+@_styled
+def pictures(
+    images: Tensor,
+    labels: Sequence[int] | Tensor | None = None,
+    classes: Sequence[str] = (),
+    columns: int = 10,
+) -> Figure:
+    """A contact sheet of images ``(n, 3, h, w)``, uint8 or float in 0..1, each under its class."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+        given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a tensor of shape (n, 3, h, w), got {given}")
+    if images.dtype == torch.uint8:
+        images = images / 255
+    elif images.min() < 0 or images.max() > 1:
+        limits = f"{images.min():.2f}..{images.max():.2f}"
+        raise ValueError(f"float images must lie in 0..1 (as before normalisation), got {limits}")
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"labels: {len(labels)} for {len(images)} images")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    line = 0.0 if labels is None else 0.25  # inches, for the class above a picture
+    figure, axes = panels(columns, rows, height=rows * (WIDTH / columns + line), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for j, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+        ax.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+        if labels is not None:
+            label = int(labels[j])
+            ax.set_title(classes[label] if classes else str(label), fontsize=8, pad=2)
+    return figure

@@ -1,0 +1,202 @@
+"""The pictures show what they were given: checked on what was drawn (bars, lines, cells), not on pixels."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from prunelab import plots
+
+
+def bar_heights(figure):
+    return [[bar.get_height() for bar in container] for container in figure.axes[0].containers]
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+FIGURES = {
+    "heatmap": lambda ax: plots.heatmap(torch.randn(4, 6), ax),
+    "histogram": lambda ax: plots.histogram(torch.randn(50), {"local": 0.5}, ax),
+    "masks": lambda ax: plots.masks(torch.randn(4, 3, 3, 3), ax=ax),
+    "scores": lambda ax: plots.scores(torch.rand(8), 0.5, ax),
+    "layer_sparsity": lambda ax: plots.layer_sparsity({"local": {"conv1": 0.5, "fc": 0.5}}, ax),
+    "curves": lambda ax: plots.curves({"l1": ([0, 1], [0.9, 0.1])}, ax, levels={"chance": 0.1}),
+    "bars": lambda ax: plots.bars({"add": 0.9, "read": 640}, ax, log=True),
+    "comparison": lambda ax: plots.comparison({"dense": {"MACs": 4}, "small": {"MACs": 1}}, ax=ax),
+    "network_sketch": lambda ax: plots.network_sketch([torch.ones(3, 2), torch.ones(2, 3)], ax),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_draws_on_a_new_figure_or_on_the_given_axes(name):
+    new = FIGURES[name](None)
+    assert new.get_size_inches()[0] == plots.WIDTH and new.dpi == plots.STYLE["figure.dpi"]
+    assert plt.get_fignums() == []  # closed: a notebook shows it once
+    figure, (left, right) = plots.panels(2)
+    assert FIGURES[name](left) is figure
+    assert left.has_data() and not right.has_data()
+    figure.canvas.draw()  # nothing is left for drawing time to trip over
+
+
+def test_the_style_does_not_leak():
+    before = plt.rcParams["axes.spines.top"]
+    plots.scores(torch.rand(4), 0.5)
+    assert plt.rcParams["axes.spines.top"] == before
+
+
+def test_heatmap_marks_exact_zeros_only():
+    figure = plots.heatmap(torch.tensor([[0.0, -2.0, 1e-9]]))
+    drawn = figure.axes[0].images[0]
+    assert drawn.get_array().tolist() == [[-1.0, 2.0, pytest.approx(1e-9)]]  # below vmin = the faded colour
+    assert drawn.norm.vmin == 0
+
+
+def test_histogram_draws_each_cut_on_both_sides_in_the_colour_of_its_set():
+    figure = plots.histogram({"a": torch.randn(99), "b": torch.randn(99)}, {"b": 0.25, "all": 0.5})
+    lines = figure.axes[0].lines
+    assert [line.get_xdata()[0] for line in lines] == [0.25, -0.25, 0.5, -0.5]
+    assert [line.get_color() for line in lines] == [plots.ORANGE] * 2 + [plots.BLACK] * 2
+
+
+def test_masks_lays_filters_side_by_side_and_fades_what_is_removed():
+    weight = torch.arange(1.0, 2 * 3 * 2 * 2 + 1).reshape(2, 3, 2, 2)
+    keep = torch.tensor([True, False])[:, None, None, None]  # broadcasts: filter 1 is removed
+    ax = plots.masks(weight, keep).axes[0]
+    cells = np.asarray(ax.collections[0].get_array().filled(np.nan)).reshape(8, 5)
+    assert cells[0:2, 0:2].tolist() == [[1, 2], [3, 4]]  # filter 0, channel 0
+    assert cells[3:5, 0:2].tolist() == [[5, 6], [7, 8]]  # channel 1 stands below it
+    assert (cells[0:2, 3:5] == -1).all() and (cells[6:8, 3:5] == -1).all()  # filter 1 stands to the right
+    assert np.isnan(cells[2]).all() and np.isnan(cells[:, 2]).all()  # the gaps
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # channel 0 on top
+    assert ax.get_xticks().tolist() == [1, 4] and ax.get_yticks().tolist() == [1, 4, 7]  # kernels' centres
+    assert ax.collections[0].norm.vmax == 24  # removed or not: pictures of one weight share their colours
+
+
+def test_masks_fades_zeros_when_no_mask_is_given():
+    weight = torch.ones(1, 1, 1, 2)
+    weight[..., 0] = 0
+    cells = plots.masks(weight).axes[0].collections[0].get_array()
+    assert cells.ravel().tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize(("amount", "removed"), [(0, 0), (0.25, 1), (0.5, 2), (1, 4)])
+def test_scores_marks_the_lowest(amount, removed):
+    cut, kept = bar_heights(plots.scores(torch.tensor([0.3, 0.1, 0.4, 0.2]), amount))
+    expected = torch.tensor([0.1, 0.2, 0.3, 0.4]).tolist()
+    assert cut == expected[:removed] and kept == expected[removed:]
+
+
+def test_layer_sparsity_draws_one_bar_for_each_layer_and_method():
+    figure = plots.layer_sparsity({"local": {"a": 0.5, "b": 0.5}, "global": {"a": 0.2, "b": 0.8}})
+    assert bar_heights(figure) == [[0.5, 0.5], [0.2, 0.8]]
+    assert legend(figure.axes[0]) == ["local", "global"]
+
+
+def test_curves_draw_the_mean_and_the_range_of_the_seeds():
+    runs = [[0.9, 0.2], [0.9, 0.4], [0.9, 0.3]]
+    ax = plots.curves({"l1": ([0, 0.5], [0.9, 0.7]), "random": ([0, 0.5], torch.tensor(runs))}).axes[0]
+    assert ax.lines[1].get_ydata() == pytest.approx([0.9, 0.3])
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[band[:, 0] == 0.5][:, 1].min() == pytest.approx(0.2)
+    assert band[band[:, 0] == 0.5][:, 1].max() == pytest.approx(0.4)
+    assert legend(ax) == ["l1", "random (mean and range, 3 seeds)"]
+
+
+def test_bars_name_their_values():
+    ax = plots.bars({"add": 0.9, "read": 640}, log=True).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == [0.9, 640] and ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.texts] == ["0.9", "640"]
+
+
+def test_comparison_draws_ratios_to_the_first_row():
+    rows = {"dense": {"MACs": 40, "seconds": 2.0}, "small": {"seconds": 1.0, "MACs": 10, "more": 1}}
+    figure = plots.comparison(rows, {"small": {"seconds": (0.5, 1.5)}})
+    assert bar_heights(figure) == [[1, 1], [0.25, 0.5]]
+    segment = figure.axes[0].collections[-1].get_segments()[0]
+    assert segment[:, 1].tolist() == [0.25, 0.75]  # quartiles are ratios too
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.25", "0.50"]
+
+
+def test_comparison_leaves_out_what_has_no_ratio():
+    rows = {"dense": {"sparsity": 0.0, "accuracy": 0.9}, "sparse": {"sparsity": 0.5, "accuracy": 0.9}}
+    ticks = [label.get_text() for label in plots.comparison(rows).axes[0].get_xticklabels()]
+    assert ticks == ["accuracy"]
+
+
+def test_legends_stand_above_the_data_and_the_title_above_them():
+    long = "filters removed, those with the smallest L1 norm first"
+    figure = plots.curves({long: ([0, 1], [0, 1]), long + " ": ([0, 1], [1, 0])}, title="title")
+    figure.canvas.draw()
+    ax = figure.axes[0]
+    box = ax.get_legend().get_window_extent()
+    assert box.y0 >= ax.bbox.y1 - 1
+    assert ax.title.get_window_extent().y0 >= box.y1 - 4  # less the legend's own margin
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+def test_history_draws_what_was_recorded():
+    figure = plots.history([{"epoch": 1, "loss": 2.0, "train_accuracy": 0.5}, {"epoch": 2, "loss": 1.0}])
+    left, right = figure.axes
+    assert left.lines[0].get_ydata().tolist() == [2, 1]
+    assert legend(right) == ["training"]  # no validation accuracy, no line for it
+
+
+def test_network_sketch_removes_edges_and_the_units_that_lost_them_all():
+    first, second = torch.ones(3, 2), torch.ones(2, 3)
+    first[0] = 0  # unit 0 hears nothing: its two edges onwards go too
+    second[1, 1] = 0  # one edge alone
+    ax = plots.network_sketch([first, second]).axes[0]
+    solid = [line for line in ax.lines if line.get_linestyle() == "-"]
+    assert len(ax.lines) == 12 and len(solid) == 12 - 2 - 2 - 1
+    hollow = [units for units in ax.collections if units.get_facecolor()[:, :3].sum() == 3]
+    assert sum(len(units.get_offsets()) for units in hollow) == 1
+
+
+def test_coupling_strikes_one_row_through_both_layers():
+    ax = plots.coupling(filters=4, channels=3, next_filters=5, removed=1).axes[0]
+    faded = [patch for patch in ax.patches if patch.get_linestyle() == "--"]
+    assert len(faded) == 3 + 1 + 5  # the filter's kernels, its feature map, a kernel of each next filter
+    assert {patch.get_y() for patch in faded} == {-1}
+
+
+def test_pictures_scales_bytes_and_names_classes():
+    images = torch.full((3, 3, 4, 4), 51, dtype=torch.uint8)
+    axes = plots.pictures(images, torch.tensor([1, 0, 1]), ["cat", "dog"], columns=2).axes
+    assert [ax.get_title() for ax in axes] == ["dog", "cat", "dog", ""]
+    assert axes[0].images[0].get_array().max() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.heatmap(torch.zeros(3)), r"weights must have shape \(out, in\), got \(3,\)"),
+        (lambda: plots.masks(torch.zeros(3, 3)), r"weight must have shape \(filters.*got \(3, 3\)"),
+        (
+            lambda: plots.masks(torch.zeros(4, 2, 3, 3), torch.ones(5, 1, 1, 1)),
+            r"keep of shape \(5, 1, 1, 1\)",
+        ),
+        (lambda: plots.histogram({}), "weights is empty"),
+        (lambda: plots.histogram(torch.zeros(0)), "is empty"),
+        (lambda: plots.scores(torch.rand(4), 50), "amount must lie in 0..1, got 50"),
+        (lambda: plots.layer_sparsity({"a": {"x": 0.1}, "b": {"y": 0.1}}), r"methods\['b'\] has the layers"),
+        (lambda: plots.curves({"l1": ([0, 1], [0.5])}), r"series\['l1'\]: y of shape \(1,\)"),
+        (lambda: plots.curves({"l1": ([0, 1], torch.zeros(2, 2, 2))}), r"y of shape .*\[?2, 2, 2"),
+        (lambda: plots.comparison({"a": {"x": 1}, "b": {}}), r"rows\['b'\] lacks \['x'\]"),
+        (lambda: plots.comparison({"a": {"x": 0}}), "holds no measure but zeros"),
+        (lambda: plots.network_sketch([torch.ones(3, 2), torch.ones(2, 4)]), r"weights\[0\] gives 3 outputs"),
+        (lambda: plots.coupling(filters=3, removed=3), r"removed must be one of the filters 0..2, got 3"),
+        (lambda: plots.pictures(torch.randn(2, 3, 8, 8) * 9), "must lie in 0..1"),
+        (lambda: plots.pictures(torch.rand(2, 1, 8, 8)), r"got \(2, 1, 8, 8\)"),
+        (lambda: plots.pictures(torch.rand(2, 3, 8, 8), [1]), "labels: 1 for 2 images"),
+        (lambda: plots.history([]), "epochs is empty"),
+    ],
+)
+def test_wrong_shapes_are_named(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
