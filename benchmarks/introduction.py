@@ -115,7 +115,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/introduction.py",
         "network": "resnet20",
-        "data": pl.models.checkpoints()[f"resnet20-{data.name}"]["data"],
+        "data": pl.models.checkpoints()[f"resnet20-{data.name}"]["source"],
         "test_pictures": len(data.test),
         "seeds": SEEDS,
         "versions": {

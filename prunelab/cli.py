@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--width", type=float, help="width of a VGG or MobileNetV2 (default: 1)")
     command.add_argument("--epochs", type=int, default=30)
     command.add_argument("--lr", type=float, default=0.2, help="highest learning rate (default: %(default)s)")
+    command.add_argument("--weight-decay", type=float, default=5e-4, help="(default: %(default)s)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument(
         "--threads",
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=Path("runs"),
         help="where the unfinished run is kept (default: %(default)s)",
     )
+    command.add_argument("--describe", help="how the card calls the data, such as 'CIFAR-10, PNG files'")
     command.add_argument(
         "--out", type=Path, default=Path(), help="where the weights and their card go (default: here)"
     )
@@ -90,6 +92,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be at least 1")
     torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)  # if this fails, then before the training, not after it
     loaded = data.load(options.data)
     torch.manual_seed(options.seed)
     width = {} if options.width is None else {"width": options.width}
@@ -107,7 +110,7 @@ def _train(options: argparse.Namespace) -> int:
         "schedule": "one-cycle",
         "batch_size": 128,
         "momentum": 0.9,
-        "weight_decay": 5e-4,
+        "weight_decay": options.weight_decay,
         "label_smoothing": 0.0,
     }
     history = training.fit(
@@ -128,7 +131,7 @@ def _train(options: argparse.Namespace) -> int:
         "model": options.model,
         **width,
         "data": loaded.name,
-        "source": loaded.source.removeprefix("data: "),
+        "source": options.describe or loaded.source.removeprefix("data: "),
         "pictures": {part: len(getattr(loaded, part)) for part in ("train", "validation", "test")},
         "recipe": {
             "optimiser": "SGD, Nesterov",
@@ -157,8 +160,9 @@ def _command(options: argparse.Namespace, name: str, precision: str) -> list[str
     """The command that repeats this run; what ``auto`` chose and the defaults are written out."""
     words = [options.model, "--data", name]
     if options.width is not None:
-        words += ["--width", f"{options.width:g}"]
-    words += ["--epochs", str(options.epochs), "--lr", f"{options.lr:g}", "--seed", str(options.seed)]
+        words += ["--width", str(options.width)]
+    words += ["--epochs", str(options.epochs), "--lr", str(options.lr)]
+    words += ["--weight-decay", str(options.weight_decay), "--seed", str(options.seed)]
     words += ["--threads", str(options.threads), "--precision", precision]
     return words if options.device == "cpu" else [*words, "--device", options.device]
 

@@ -184,6 +184,7 @@ def _check(model: nn.Module, small: nn.Module, example: Tensor) -> None:
     """
     was_training = model.training, small.training
     model.eval(), small.eval()
+    example = example.to(next(model.parameters()))  # the device and the type of the weights
     try:
         with torch.no_grad():
             before, after = model(example), small(example)

@@ -6,7 +6,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -137,22 +138,45 @@ def evaluate(
     """
     device = _device_of(model)
     total_loss, correct = 0.0, 0
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     batches = split.to(device).batches(batch_size)
     count = math.ceil(len(split) / batch_size)
+    layout = _memory_format(model, split, precision)
+    with _evaluating(model), _autocast(device, precision):
+        for images, labels in tqdm(
+            batches, total=count, desc="evaluating", leave=False, delay=2, disable=not progress
+        ):
+            logits = model(images.contiguous(memory_format=layout)).float()
+            total_loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct += (logits.argmax(1) == labels).sum().item()
+    return Evaluation(total_loss / len(split), correct / len(split), len(split))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
-        with torch.no_grad(), _autocast(device, precision):
-            for images, labels in tqdm(
-                batches, total=count, desc="evaluating", leave=False, delay=2, disable=not progress
-            ):
-                logits = model(images).float()
-                total_loss += F.cross_entropy(logits, labels, reduction="sum").item()
-                correct += (logits.argmax(1) == labels).sum().item()
+        with torch.no_grad():
+            yield
     finally:
         for module, mode in modes:  # one by one: a part of the model may be frozen
             module.training = mode
-    return Evaluation(total_loss / len(split), correct / len(split), len(split))
+
+
+def _memory_format(model: nn.Module, split: Split, precision: str) -> torch.memory_format:
+    """Channels-last, unless the model does not take it: a ``view`` of a feature map fails there.
+
+    Measured on two CPU cores: ResNet-20 is 1.2 to 1.5 times as fast with it, trained or evaluated, in either
+    precision.
+    """
+    device = _device_of(model)
+    images = split.normalise(split.images[:2].to(device)).contiguous(memory_format=torch.channels_last)
+    try:
+        with _evaluating(model), _autocast(device, precision):
+            model(images)
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def learning_rate(progress: float, peak: float, schedule: str) -> float:
@@ -305,8 +329,9 @@ def _train_epoch(
     precision: str,
 ) -> dict:
     device = train.images.device
-    run.model.train()
     total_loss, correct, seen, rate = 0.0, 0, 0, 0.0
+    layout = _memory_format(run.model, train, precision)
+    run.model.train()
     batches = train.batches(
         settings["batch_size"], shuffle=True, augment=settings["augment"], seed=epoch_seed
     )
@@ -316,7 +341,7 @@ def _train_epoch(
         for group in run.optimiser.param_groups:
             group["lr"] = rate
         with _autocast(device, precision):
-            logits = run.model(images)
+            logits = run.model(images.contiguous(memory_format=layout))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings["label_smoothing"])
         for callback in callbacks:
             loss = loss + callback.penalty(run)

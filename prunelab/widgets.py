@@ -28,7 +28,7 @@ class Explorer(ipywidgets.VBox):
 
     Args:
         model: a plain network; left untouched.
-        data: the accuracy is that on its validation split; a criterion that needs data gets training pictures.
+        data: the accuracy is that on its validation split; criteria that need data get training pictures.
         layer: name of the convolution whose masks are shown (its first 16 filters and 8 channels).
         pictures: how many validation pictures to measure on, at most.
     Attributes:
@@ -116,11 +116,12 @@ def flipbook(frames: Mapping[str, tuple[Figure, str]], label: str = "amount", st
     first = html.escape(list(frames)[start])
     # The slider finds its pictures in the figure around it, so that a page may have several.
     # autocomplete: after a reload some browsers would put the slider back where it was, but not the picture.
+    # data-lm-suppress-shortcuts: JupyterLab would take the arrow keys for its own shortcuts.
     return HTML(
         f"""<figure style="margin: 0">
 <label style="display: flex; gap: 0.6em; align-items: center">{html.escape(label)}
 <input type="range" min="0" max="{len(frames) - 1}" value="{start}" aria-valuetext="{first}"
- autocomplete="off" style="flex: 1; max-width: 20em" oninput="
+ autocomplete="off" data-lm-suppress-shortcuts="true" style="flex: 1; max-width: 20em" oninput="
   const figure = this.closest('figure'), images = figure.querySelectorAll('img');
   const name = images[this.value].dataset.name;
   images.forEach((image, place) => image.style.display = place == this.value ? 'block' : 'none');
