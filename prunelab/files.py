@@ -80,7 +80,8 @@ def _shrunk(model: Network, pruned: dict, path: Path) -> Network:
     channels = trace(model, torch.zeros(pruned["example"]))
     made, kept = channels.makers(), pruned["kept"]
     if set(made) != set(kept) or any(max(kept[name]) >= len(filters) for name, filters in made.items()):
-        raise ValueError(f"{path} holds another network: its layers are not those of this {type(model).__name__}")
+        name = type(model).__name__
+        raise ValueError(f"{path} holds another network: its layers are not those of this {name}")
     keep = keep_from(channels, kept)
     for name, filters in made.items():
         if not (keep | channels.free)[filters].all():  # outputs of the network, which pruning never removes

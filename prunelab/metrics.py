@@ -162,22 +162,24 @@ class Comparison:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        head, *body = self._cells()
-        titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        rows = "".join(
-            "<tr>"
-            + "".join(
-                f"<td style='text-align:{'right' if i else 'left'}'>{html.escape(cell)}</td>"
-                for i, cell in enumerate(row)
+        def row(cells: list[str], tag: str) -> str:
+            aligned = [("left" if place == 0 else "right", cell) for place, cell in enumerate(cells)]
+            return "".join(
+                f"<{tag} style='text-align: {side}; padding: 0.2em 0.7em'>{html.escape(cell)}</{tag}>"
+                for side, cell in aligned
             )
-            + "</tr>"
-            for row in body
-        )
-        return f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
+
+        head, *body = self._cells()
+        rows = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in body)
+        return f"<table><thead><tr>{row(head, 'th')}</tr></thead><tbody>{rows}</tbody></table>"
 
     def plot(self) -> Figure:
         """Bars of every measure, relative to the first network."""
-        return plots.comparison(self.rows)
+        named = {
+            name: {COLUMNS[measure][0]: value for measure, value in row.items()}
+            for name, row in self.rows.items()
+        }
+        return plots.comparison(named)
 
 
 def compare(

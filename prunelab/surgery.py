@@ -137,7 +137,7 @@ def pruning_record(model: nn.Module) -> dict[str, Any]:
 
 
 def set_pruning_record(model: nn.Module, record: dict[str, Any]) -> None:
-    model._pruned = record  # type: ignore[assignment]
+    model._pruned = record
 
 
 def keep_from(channels: Channels, kept: dict[str, list[int]]) -> Tensor:

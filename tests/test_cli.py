@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_data_downloads_only_when_told_to(capsys, monkeypatch, tmp_path):
 
 
 def test_train_stores_weights_and_a_card_that_repeats_them(tmp_path, monkeypatch, capsys):
-    assert train("--out", "made", "--seed", "3") == 0
+    assert train("--out", "made", "--seed", "3", "--lr", "0.1", "--weight-decay", "0.02") == 0
     path = tmp_path / "made" / "vgg11-w0.05-embedded.safetensors"
     shown = capsys.readouterr().out
     card = json.loads(path.with_suffix(".json").read_text())
@@ -132,7 +133,9 @@ def test_train_stores_weights_and_a_card_that_repeats_them(tmp_path, monkeypatch
     assert f"validation {card['validation_accuracy']:.2%}, test {card['test_accuracy']:.2%}" in shown
     assert (card["model"], card["width"], card["data"], card["seed"]) == ("vgg11", 0.05, "embedded", 3)
     assert card["pictures"] == {"train": 30, "validation": 10, "test": 20}
-    assert card["recipe"]["epochs"] == 2 and card["precision"] == "float32" and card["threads"] == 1
+    recipe = card["recipe"]
+    assert (recipe["epochs"], recipe["lr"], recipe["weight_decay"]) == (2, 0.1, 0.02)
+    assert card["precision"] == "float32" and card["threads"] == 1
 
     # The card's own command, elsewhere, where another precision would be chosen and other data is at hand.
     monkeypatch.setenv("PRUNELAB_PRECISION", "bfloat16")
@@ -157,11 +160,12 @@ def test_the_command_is_written_out_in_full(monkeypatch):
 
 
 def test_train_auto_names_the_data_it_found(tmp_path):
-    assert cli.main(["train", "resnet20", "--epochs", "1", "--threads", "1"]) == 0
+    assert cli.main(["train", "resnet20", "--epochs", "1", "--threads", "2"]) == 0
+    assert torch.get_num_threads() == 2
     card = json.loads((tmp_path / "resnet20-embedded.json").read_text())
     assert "--data embedded" in card["command"] and "width" not in card
     assert "no CIFAR-10 on this machine" in card["source"]
-    assert card["macs"] == 40_551_040
+    assert card["macs"] == 40_551_040 and card["threads"] == 2
     pl.load(tmp_path / "resnet20-embedded.safetensors", pl.models.resnet20())
 
 
@@ -170,12 +174,13 @@ def test_train_learns(tmp_path, monkeypatch, capsys):
     labels = torch.arange(64) % 2
     images = (labels * 200).to(torch.uint8).view(-1, 1, 1, 1).expand(64, 3, 32, 32).contiguous()
     split = Split(images, labels, (0.4, 0.4, 0.4), (0.4, 0.4, 0.4))
-    two = Data("embedded", tuple("abcdefghij"), split, split, split, "data: dark and bright")
+    mostly = replace(split, labels=torch.cat([labels[:48], 1 - labels[48:]]))  # a quarter is labelled wrongly
+    two = Data("embedded", tuple("abcdefghij"), split, split, mostly, "data: dark and bright")
     monkeypatch.setattr(data_module, "load", lambda *given: two)
     assert train("--lr", "0.02", epochs=12, width="0.1") == 0
     card = json.loads((tmp_path / "vgg11-w0.1-embedded.json").read_text())
-    assert card["validation_accuracy"] == card["test_accuracy"] == 1.0
-    assert "validation 100.00%, test 100.00%" in capsys.readouterr().out
+    assert (card["validation_accuracy"], card["test_accuracy"]) == (1.0, 0.75)
+    assert "validation 100.00%, test 75.00%" in capsys.readouterr().out
 
 
 def test_a_stopped_training_continues(tmp_path, monkeypatch, capsys):

@@ -39,7 +39,9 @@ def test_gradient_by_hand():
 
 def test_gradient_evidence_is_that_of_the_mean_loss_over_all_batches():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).train()
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    ).train()
     batches = [(torch.randn(n, 1, 4, 4), torch.randint(0, 3, (n,))) for n in (5, 2)]
     statistics = model[1].running_mean.clone()
     score = evidence.scorer(registry.find("criterion", "gradient"), model, {"0": model[0]}, batches, 0)

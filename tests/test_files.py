@@ -68,7 +68,9 @@ def test_a_damaged_or_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda m: m, lambda m: pl.sparsify(m, amount=0.5), lambda m: pl.prune(m, X[:1])], ids=["dense", "sparse", "pruned"]
+    "make",
+    [lambda m: m, lambda m: pl.sparsify(m, amount=0.5), lambda m: pl.prune(m, X[:1])],
+    ids=["dense", "sparse", "pruned"],
 )
 def test_another_network_or_number_of_classes(make, tmp_path):
     path = pl.save(make(pl.models.resnet20()), tmp_path / "model.safetensors")

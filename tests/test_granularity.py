@@ -21,7 +21,9 @@ def test_the_four_granularities_are_registered():
 
 
 def test_a_convolution_by_hand():
-    conv = nn.Conv2d(2, 2, (1, 2))  # positions 0..7: filter 0 has 0 1 | 2 3 (two kernels), filter 1 has 4 5 | 6 7
+    conv = nn.Conv2d(
+        2, 2, (1, 2)
+    )  # positions 0..7: filter 0 has 0 1 | 2 3 (two kernels), filter 1 has 4 5 | 6 7
     assert groups_of("weight", conv) == [{i} for i in range(8)]
     assert groups_of("kernel", conv) == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
     assert groups_of("filter", conv) == [{0, 1, 2, 3}, {4, 5, 6, 7}]

@@ -13,7 +13,9 @@ from prunelab.data import Split
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=True), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 900, 10))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=True), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 900, 10)
+    )
 
 
 def split(count=20):
@@ -41,7 +43,9 @@ def test_parameters_flops_and_size_by_hand(model):
     assert pl.metrics.macs(model, example) == 900 * 4 * 27 + 36000
     assert pl.metrics.flops(model, example) == 2 * pl.metrics.macs(model, example)
     assert pl.metrics.flops(model, example.expand(3, -1, -1, -1)) == 3 * pl.metrics.flops(model, example)
-    assert pl.metrics.size(model) == 4 * (weights + 4 + 4) + 8  # batch norm's mean, variance and 64-bit counter
+    assert (
+        pl.metrics.size(model) == 4 * (weights + 4 + 4) + 8
+    )  # batch norm's mean, variance and 64-bit counter
 
 
 def test_masks_change_what_is_zero_and_nothing_else(model):

@@ -71,7 +71,7 @@ def test_a_function_of_the_callers_own_is_a_method():
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ("L2", "'L2': did you mean 'l2'? There are: "),
+        ("RANDOM", "'RANDOM': did you mean 'random'? There are: "),
         ("randon", "'randon': did you mean 'random'? There are: "),
         ("xyz", "'xyz': There are: "),
         (3, "3: There are: "),

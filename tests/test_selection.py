@@ -20,7 +20,10 @@ def test_ties_go_in_order_and_exactly_as_many_as_asked():
 def test_local_takes_a_share_of_each_layer_and_global_of_all():
     scores = {"small": torch.tensor([1.0, 2.0]), "large": torch.tensor([10.0, 20.0])}
     local = select(scores, 0.5, "local")
-    assert {name: keep.tolist() for name, keep in local.items()} == {"small": [False, True], "large": [False, True]}
+    assert {name: keep.tolist() for name, keep in local.items()} == {
+        "small": [False, True],
+        "large": [False, True],
+    }
     everywhere = select(scores, 0.5, "global")
     assert {name: keep.tolist() for name, keep in everywhere.items()} == {
         "small": [False, False],

@@ -14,7 +14,12 @@ import prunelab as pl
 def model():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(6 * 16, 5)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+        nn.Flatten(),
+        nn.Linear(6 * 16, 5),
     )
 
 
@@ -46,9 +51,16 @@ def test_the_share_of_groups_is_what_was_asked_and_the_model_is_unchanged(model,
     assert same(before, state_of(model)) and not pl.masks(model)
     masks = pl.masks(sparse)
     if granularity == "weight":
-        removed, total = sum(int((~mask).sum()) for mask in masks.values()), sum(m.numel() for m in masks.values())
+        removed, total = (
+            sum(int((~mask).sum()) for mask in masks.values()),
+            sum(m.numel() for m in masks.values()),
+        )
     else:
-        rows = {"kernel": lambda m: m.flatten(0, 1), "filter": lambda m: m, "channel": lambda m: m.transpose(0, 1)}
+        rows = {
+            "kernel": lambda m: m.flatten(0, 1),
+            "filter": lambda m: m,
+            "channel": lambda m: m.transpose(0, 1),
+        }
         cut = [rows[granularity](mask.reshape(*mask.shape[:2], -1)).flatten(1) for mask in masks.values()]
         assert all((group.all(1) | ~group.any(1)).all() for group in cut), "a group lives or dies as one"
         removed, total = sum(int((~group.any(1)).sum()) for group in cut), sum(len(group) for group in cut)

@@ -61,7 +61,9 @@ def test_pruning_equals_silencing(name, amount, scope):
     model = lively(NETWORKS[name]())
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    small = pl.prune(model, x[:1], criterion="random" if scope == "global" else "l1", amount=amount, scope=scope)
+    small = pl.prune(
+        model, x[:1], criterion="random" if scope == "global" else "l1", amount=amount, scope=scope
+    )
     assert_exact(model, small, x)
     assert type(small) is type(model)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()), "left untouched"
@@ -120,7 +122,9 @@ def test_added_channels_are_scored_together_by_their_mean():
 
 
 def test_every_layer_keeps_at_least_one_channel():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 50, 3), nn.Flatten(), nn.Linear(50 * 16, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 50, 3), nn.Flatten(), nn.Linear(50 * 16, 2)
+    )
     with torch.no_grad():
         model[0].weight.mul_(1e-6)
     small = pl.prune(model, torch.zeros(1, 3, 8, 8), amount=0.5, scope="global")
@@ -205,7 +209,10 @@ def functional(change):
         (functional(torch.sigmoid), "at node 'sigmoid'"),
         (functional(lambda x: torch.cat(torch.chunk(x, 2, 1)[::-1], 1)), "at node 'chunk'"),
         (functional(lambda x: x.view(-1, 2, 2, 4, 4).transpose(1, 2).reshape(-1, 4, 4, 4)), "at node 'view'"),
-        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1), nn.Conv2d(4, 2, 1)), "a Softmax is not understood .at node '_1'"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1), nn.Conv2d(4, 2, 1)),
+            "a Softmax is not understood .at node '_1'",
+        ),
         (nn.Sequential(nn.Conv2d(3, 4, 1)), "no channels that can be removed"),
     ],
 )

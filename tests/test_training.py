@@ -314,7 +314,8 @@ def test_equal_seeds_give_equal_weights_to_the_last_bit(data):
     assert not equal(first[2], other[2])
 
 
-def test_dropout_and_augmentation_differ_between_epochs(data):
+@pytest.mark.parametrize("augment", [True, False])
+def test_order_augmentation_and_dropout_are_new_in_every_epoch(data, augment):
     seen = []
 
     class Spy(nn.Module):
@@ -323,8 +324,17 @@ def test_dropout_and_augmentation_differ_between_epochs(data):
                 seen.append((x, F.dropout(torch.ones(50))))
             return x
 
-    quick(nn.Sequential(Spy(), tiny_model()), data, batch_size=len(data.train), validate=False)
+    whole = {"batch_size": len(data.train), "augment": augment, "validate": False}
+    quick(nn.Sequential(Spy(), tiny_model()), data, **whole)
+    original = data.train.normalise(data.train.images)
+    orders = [torch.cdist(images.flatten(1), original.flatten(1)).argmin(1) for images, _ in seen]
     assert len(seen) == EPOCHS
+    for order, (images, _) in zip(orders, seen, strict=True):
+        unchanged = (images == original[order]).all(dim=(1, 2, 3)).float().mean()
+        assert unchanged < 0.1 if augment else unchanged == 1
+    if not augment:
+        assert all(sorted(order.tolist()) == list(range(56)) for order in orders)
+        assert len({tuple(order.tolist()) for order in [*orders, torch.arange(56)]}) == EPOCHS + 1
     for (images, dropped), (other_images, other_dropped) in itertools.combinations(seen, 2):
         assert not torch.equal(images, other_images) and not torch.equal(dropped, other_dropped)
 
@@ -763,4 +773,5 @@ def test_the_progress_bar_of_a_continued_run_starts_where_it_was(data, tmp_path,
     quick(tiny_model(), data, callbacks=[At(STEPS + 1, interrupt)], checkpoint=path)
     capsys.readouterr()
     quick(tiny_model(), data, callbacks=[At()], checkpoint=path, progress=True)
-    assert re.search(r"epoch 2/3:  33%\|.*\| 4/12 ", capsys.readouterr().err)
+    shown = capsys.readouterr().err.split("\r")
+    assert re.match(r"epoch 2/3:  33%\|.*\| 4/12 ", shown[1]) and "12/12" in shown[-1]
