@@ -57,7 +57,7 @@ def test_accuracy_on_cifar10_is_about_the_cards(name):
         data = pl.data.load("cifar10", quiet=True)
     except pl.data.DataError as error:
         pytest.skip(f"CIFAR-10 is not here: {error}")
-    # Trained on one encoding of the pictures and measured on another, a network may read a few points more or less.
+    # A network that was trained on one encoding of the pictures may read another a few points worse.
     accuracy = pl.evaluate(build(name), data.test).accuracy
     assert accuracy == pytest.approx(CARDS[name]["test_accuracy"], abs=0.05)
 

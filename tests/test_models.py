@@ -12,8 +12,8 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 @pytest.mark.parametrize(
     ("make", "parameters", "macs"),
     [
-        # He et al. (2016), table 6, prints 0.27, 0.46, 0.66, 0.85 and 1.7 million; the exact numbers are those of the
-        # widely used reimplementation with zero-padded shortcuts.
+        # He et al. (2016), table 6, prints 0.27, 0.46, 0.66, 0.85 and 1.7 million; the exact numbers are
+        # those of the widely used reimplementation with zero-padded shortcuts.
         (lambda: pl.models.resnet20(), 269_722, 40_551_040),
         (lambda: pl.models.resnet20(shortcut="B"), 272_474, 40_813_184),
         (lambda: pl.models.resnet32(), 464_154, 68_862_592),

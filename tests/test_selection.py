@@ -33,7 +33,7 @@ def test_local_takes_a_share_of_each_layer_and_global_of_all():
 
 @pytest.mark.parametrize("amount", [-0.1, 1.5, float("nan")])
 def test_an_amount_outside_0_to_1_is_refused(amount):
-    with pytest.raises(ValueError, match="0..1"):
+    with pytest.raises(ValueError, match=r"0\.\.1"):
         check_amount(amount)
 
 
@@ -49,5 +49,5 @@ def test_something_that_is_no_number_is_refused(amount):
 
 
 def test_an_unknown_scope_is_refused():
-    with pytest.raises(ValueError, match="'local'.*'global'"):
+    with pytest.raises(ValueError, match=r"'local'.*'global'"):
         select({"a": torch.ones(2)}, 0.5, "layer")

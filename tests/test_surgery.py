@@ -1,4 +1,6 @@
-"""Physical removal: the pruned network computes what the full one computes with the same channels silenced."""
+"""Physical removal: the pruned network computes what the full one computes with the same channels
+silenced.
+"""
 
 import copy
 
@@ -33,7 +35,9 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def silenced(model: nn.Module, small: nn.Module, example: torch.Tensor) -> nn.Module:
-    """The full model with hooks that zero the removed channels behind every layer that makes or normalises them."""
+    """The full model with hooks that zero the removed channels behind every layer that makes or normalises
+    them.
+    """
     channels = trace(model, example)
     kept = keep_from(channels, pruning_record(small)["kept"])[channels.classes]
     model = copy.deepcopy(model)
