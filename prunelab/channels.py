@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from prunelab.modes import evaluating
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
@@ -97,16 +99,14 @@ def trace(model: nn.Module, example: Tensor) -> Channels:
     Raises:
         TraceError: an operation is not understood, or the forward function branches on data.
     """
-    was_training = model.training
     try:
-        graph = fx.symbolic_trace(model.eval())
+        with evaluating(model):
+            graph = fx.symbolic_trace(model)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be traced by torch.fx ({error}): "
             "its forward probably branches on data"
         ) from error
-    finally:
-        model.train(was_training)
     follower = _Follower(graph)
     with torch.no_grad():
         follower.run(

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from prunelab.data import Split
 from prunelab.granularity import matrix
+from prunelab.modes import evaluating
 from prunelab.registry import Method
 
 Batches = Split | Iterable[tuple[Tensor, Tensor]]
@@ -71,9 +72,7 @@ def _gradients(
     batches = data.batches() if isinstance(data, Split) else data
     totals = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
     count = 0
-    was_training = model.training
-    model.eval()  # batch norm as at test time, and no statistics are changed
-    try:
+    with evaluating(model):  # batch norm as at test time, and no statistics are changed
         for images, labels in tqdm(batches, desc="gradients", leave=False, delay=2):
             # Masked layers rebuild their weight from the stored one in each forward pass; with caching on, it
             # is the tensor that was read here, so its gradient can be asked for.
@@ -84,8 +83,6 @@ def _gradients(
             for name, gradient in zip(weights, found, strict=True):
                 totals[name] += gradient
             count += len(labels)
-    finally:
-        model.train(was_training)
     if count == 0:
         raise ValueError("data is empty: there was no batch in it")
     return {name: total / count for name, total in totals.items()}

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from prunelab import plots
 from prunelab.data import Split
 from prunelab.granularity import LAYERS
+from prunelab.modes import evaluating
 from prunelab.sparsify import finalize, masks
 from prunelab.training import evaluate
 
@@ -56,13 +57,8 @@ def flops(model: nn.Module, example: Tensor) -> int:
     Zeros are counted: a dense kernel multiplies them.
     """
     plain = finalize(model) if masks(model) else model
-    was_training = plain.training
-    plain.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            plain(example)
-    finally:
-        plain.train(was_training)
+    with evaluating(plain), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        plain(example)
     return counter.get_total_flops()
 
 

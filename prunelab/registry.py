@@ -38,8 +38,8 @@ class Method:
 
     @property
     def summary(self) -> str:
-        """First line of the docstring."""
-        return (self.function.__doc__ or "").strip().split("\n")[0]
+        """First paragraph of the docstring, on one line."""
+        return " ".join((self.function.__doc__ or "").split("\n\n")[0].split())
 
 
 _methods: dict[tuple[str, str], Method] = {}

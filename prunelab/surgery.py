@@ -13,6 +13,7 @@ from prunelab import granularity, registry, selection
 from prunelab.channels import CONVOLUTIONS, Channels, trace
 from prunelab.criteria import Criterion
 from prunelab.evidence import Batches, scorer
+from prunelab.modes import evaluating
 from prunelab.sparsify import finalize, masks
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -182,11 +183,9 @@ def _check(model: nn.Module, small: nn.Module, example: Tensor) -> None:
     """Run both once: sizes that are written into the forward function show here, not at the user's next
     call.
     """
-    was_training = model.training, small.training
-    model.eval(), small.eval()
     example = example.to(next(model.parameters()))  # the device and the type of the weights
     try:
-        with torch.no_grad():
+        with evaluating(model, small), torch.no_grad():
             before, after = model(example), small(example)
         if isinstance(before, Tensor) and before.shape != after.shape:
             raise RuntimeError(f"the output was {tuple(before.shape)} and is {tuple(after.shape)}")
@@ -194,5 +193,3 @@ def _check(model: nn.Module, small: nn.Module, example: Tensor) -> None:
         raise ValueError(
             f"the smaller {type(model).__name__} does not run: sizes are fixed in its forward ({error})"
         ) from error
-    finally:
-        model.train(was_training[0]), small.train(was_training[1])

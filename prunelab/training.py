@@ -6,8 +6,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from prunelab.data import Data, Split
+from prunelab.modes import evaluating
 
 WARM_UP = 0.2  # share of a one-cycle run in which the learning rate still climbs
 
@@ -141,7 +141,7 @@ def evaluate(
     batches = split.to(device).batches(batch_size)
     count = math.ceil(len(split) / batch_size)
     layout = _memory_format(model, split, precision)
-    with _evaluating(model), _autocast(device, precision):
+    with evaluating(model), torch.no_grad(), _autocast(device, precision):
         for images, labels in tqdm(
             batches, total=count, desc="evaluating", leave=False, delay=2, disable=not progress
         ):
@@ -149,18 +149,6 @@ def evaluate(
             total_loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += (logits.argmax(1) == labels).sum().item()
     return Evaluation(total_loss / len(split), correct / len(split), len(split))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:  # one by one: a part of the model may be frozen
-            module.training = mode
 
 
 def _memory_format(model: nn.Module, split: Split, precision: str) -> torch.memory_format:
@@ -172,7 +160,7 @@ def _memory_format(model: nn.Module, split: Split, precision: str) -> torch.memo
     device = _device_of(model)
     images = split.normalise(split.images[:2].to(device)).contiguous(memory_format=torch.channels_last)
     try:
-        with _evaluating(model), _autocast(device, precision):
+        with evaluating(model), torch.no_grad(), _autocast(device, precision):
             model(images)
     except RuntimeError:
         return torch.contiguous_format
