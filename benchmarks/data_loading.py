@@ -1,6 +1,6 @@
 """What do the pictures cost? An epoch fed by `Split.batches`, by ready-made tensors, and by torchvision.
 
-    python benchmarks/data_loading.py                       # five minutes on two cores
+    python benchmarks/data_loading.py                       # a few minutes on two idle cores
     python benchmarks/data_loading.py --pictures 45000      # a whole epoch of CIFAR-10 each time: hours
     python benchmarks/data_loading.py --precision bfloat16  # a faster network, so that pictures weigh more
 

@@ -159,15 +159,16 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         def row(cells: list[str], tag: str) -> str:
-            aligned = [("left" if place == 0 else "right", cell) for place, cell in enumerate(cells)]
-            return "".join(
-                f"<{tag} style='text-align: {side}; padding: 0.2em 0.7em'>{html.escape(cell)}</{tag}>"
-                for side, cell in aligned
-            )
+            # The style stands in each cell, because a stored output brings no style sheet with it.
+            style = "padding: 0.2em 0.5em; white-space: nowrap; text-align: "
+            name, *numbers = (html.escape(cell) for cell in cells)
+            first = f"<{tag} style='{style}left'>{name}</{tag}>"
+            return first + "".join(f"<{tag} style='{style}right'>{number}</{tag}>" for number in numbers)
 
         head, *body = self._cells()
         rows = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in body)
-        return f"<table><thead><tr>{row(head, 'th')}</tr></thead><tbody>{rows}</tbody></table>"
+        head_row = f"<thead><tr>{row(head, 'th')}</tr></thead>"
+        return f"<table style='font-size: 85%'>{head_row}<tbody>{rows}</tbody></table>"
 
     def plot(self) -> Figure:
         """Bars of every measure, relative to the first network."""

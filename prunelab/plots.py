@@ -18,6 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -353,6 +354,8 @@ def history(epochs: Sequence[Mapping[str, float]], title: str = "") -> Figure:
             y = [record.get(key, np.nan) for record in epochs]
             ax.plot(x, y, color=colour, marker=marker, markersize=3, label=name)
             ax.legend()
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel="accuracy")
     figure.suptitle(title)

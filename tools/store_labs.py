@@ -1,0 +1,83 @@
+"""Run labs from top to bottom and store their outputs: `.venv/bin/python tools/store_labs.py
+labs/01-first-pruning.ipynb`.
+
+What is stored is what a page without a kernel can show: progress bars and live widgets are left out, and so
+    is everything that would differ from machine to machine without saying something (times of cells, versions
+    of tools).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def store(path: Path) -> None:
+    """Run the notebook at `path` in its own folder with this Python, and write its outputs into it.
+
+    Raises:
+        CellExecutionError: a cell fails; the file is left as it was.
+        ValueError: an output complains on stderr or names a folder of this machine; the file is left as it
+            was.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel python3 of this environment
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        resources={"metadata": {"path": path.parent}},
+        store_widget_state=False,
+        record_timing=False,
+    )
+    client.execute()
+    folders = [str(Path.home()), str(path.resolve().parents[1]), os.environ.get("PRUNELAB_DATA", "")]
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = joined([output for output in cell.outputs if WIDGET not in output.get("data", {})])
+        for output in cell.outputs:
+            if output.get("name") == "stderr":
+                raise ValueError(f"cell {cell.id} writes to stderr: {output.text}")
+            if named := [folder for folder in folders if "/" in folder and folder in str(output)]:
+                raise ValueError(f"cell {cell.id} shows a folder of this machine: {named}")
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    nbformat.validate(notebook)
+    partial = path.with_suffix(".partial")
+    nbformat.write(notebook, partial)
+    partial.replace(path)
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """The same outputs, with text that was printed in several pieces in one."""
+    result: list[NotebookNode] = []
+    for output in outputs:
+        if result and output.output_type == "stream" and output.get("name") == result[-1].get("name"):
+            result[-1].text += output.text
+        else:
+            result.append(output)
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("labs", nargs="+", type=Path, help="notebooks, such as labs/*.ipynb")
+    for lab in parser.parse_args().labs:
+        started = time.perf_counter()
+        try:
+            store(lab)
+        except (CellExecutionError, ValueError) as error:
+            sys.exit(f"{lab}: {error}")
+        print(f"{lab}: stored after {time.perf_counter() - started:.0f} s, {lab.stat().st_size / 1e6:.2f} MB")
