@@ -1,9 +1,8 @@
-"""Run labs from top to bottom and store their outputs: `.venv/bin/python tools/store_labs.py
-labs/01-first-pruning.ipynb`.
+"""Run labs from top to bottom and store their outputs: `.venv/bin/python tools/store_labs.py labs/*.ipynb`.
 
 What is stored is what a page without a kernel can show: progress bars and live widgets are left out, and so
-    is everything that would differ from machine to machine without saying something (times of cells, versions
-    of tools).
+is everything that would differ from machine to machine without saying something (times of cells, versions of
+tools).
 """
 
 from __future__ import annotations
