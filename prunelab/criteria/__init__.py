@@ -20,4 +20,7 @@ def criterion(
     return register("criterion", name=name, family=family, needs=needs, cite=cite, section=section)
 
 
-from prunelab.criteria import gradient, norms  # noqa: E402, F401 (they register themselves)
+# They register themselves, in the order of the book.
+# isort: off
+from prunelab.criteria import norms  # noqa: E402, F401
+from prunelab.criteria import gradient  # noqa: E402, F401
