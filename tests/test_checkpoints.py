@@ -18,10 +18,8 @@ def test_there_are_the_promised_ones():
     assert {
         "resnet20-cifar10",
         "resnet20-embedded",
-        "resnet56-cifar10",
         "vgg16-w0.25-cifar10",
         "vgg16-w0.25-embedded",
-        "mobilenetv2-w0.5-embedded",
     } <= set(CARDS)
 
 
