@@ -14,6 +14,7 @@ from prunelab import (
     merging,
     metrics,
     models,
+    planning,
     plots,
     recipes,
     regularisers,
@@ -26,6 +27,7 @@ from prunelab.channels import TraceError
 from prunelab.criteria import criterion
 from prunelab.files import load, save
 from prunelab.metrics import compare
+from prunelab.planning import Plan, plan
 from prunelab.registry import methods
 from prunelab.sparsify import finalize, masks, sparsify
 from prunelab.surgery import prune
@@ -34,8 +36,8 @@ from prunelab.training import Callback, evaluate, fit
 __version__ = "0.1.0"
 
 __all__ = [
-    "Callback", "TraceError", "channels", "compare", "criteria", "criterion", "data", "evaluate", "evidence",
-    "finalize", "fit", "granularity", "load", "masks", "merging", "methods", "metrics", "models", "plots",
-    "prune", "recipes", "regularisers", "save", "schedules", "sensitivity", "sparsify", "storage",
+    "Callback", "Plan", "TraceError", "channels", "compare", "criteria", "criterion", "data", "evaluate", "evidence",
+    "finalize", "fit", "granularity", "load", "masks", "merging", "methods", "metrics", "models", "plan",
+    "planning", "plots", "prune", "recipes", "regularisers", "save", "schedules", "sensitivity", "sparsify", "storage",
     "training",
 ]  # fmt: skip

@@ -14,19 +14,19 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put networks into evaluation mode, and every module back into its own mode at the end.
+def evaluating(*models: nn.Module, training: bool = False) -> Iterator[None]:
+    """Put networks into evaluation mode (or training mode), and every module back into its own at the end.
 
     One by one, because a part of a network may be frozen in evaluation mode while the rest trains.
     """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
+    changed = [module for model in models for module in model.modules() if module.training != training]
+    for module in changed:
+        module.training = training
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in changed:
+            module.training = not training
 
 
 @contextmanager

@@ -3,57 +3,50 @@ network.
 
 The network is run once, but its tensors hold **ids** instead of values. A convolution makes a fresh id for
 each of its filters; batch norm, activations and pooling pass ids on; an addition unites the ids that meet in
-it (what is added must be removed together); concatenation and flattening arrange ids as they arrange values.
-United ids form a **class**: the smallest thing that can be removed.
-No id tensor takes memory for its rows and columns: a channel's id is one number, expanded.
+it (what is added must be removed together); concatenation, slicing and reshaping arrange ids as they arrange
+values. United ids form a **class**: the smallest thing that can be removed. No id tensor takes memory for its
+rows and columns: a channel's id is one number, expanded.
 
-An operation that is not understood raises :class:`TraceError` with the node's name. Nothing is guessed.
+Nothing is guessed. Where an operation mixes channels so that none of them can leave without a trace (softmax,
+attention, layer norm), or is not known here, the channels that go into it are **pinned**: they stay, and
+:attr:`Channels.pins` says at which node and why.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
+from prunelab import operations as ops
 from prunelab.basics import evaluating
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-# Functions f with f(0) = 0, value by value: a channel that is zero stays zero, whatever the others do.
-ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh,
-)  # fmt: skip
-ACTIVATION_FUNCTIONS = {
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, torch.relu, torch.tanh,
-    "relu", "relu_", "tanh",
-}  # fmt: skip
-PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # nothing, in evaluation mode
-PASS_FUNCTIONS = {F.dropout, F.dropout2d, "contiguous", "clone", "detach"}
-POOLS = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-)  # fmt: skip
-POOL_FUNCTIONS = {
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.max_pool2d,
-}  # fmt: skip
-SUMS = {operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
-PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-QUOTIENTS = {operator.truediv, torch.div, "div", "div_"}
+Example = Tensor | tuple[Tensor, ...]
 
 
 class TraceError(ValueError):
-    """The network does something that physical pruning does not understand; the message names where."""
+    """The network cannot be followed, so that nothing is known of its channels; the message names where."""
 
 
-@dataclass(frozen=True)
+class Pin(NamedTuple):
+    """Channels that stay whatever a criterion says: the node they go into, and why it needs all of them."""
+
+    node: str
+    reason: str
+    ids: Tensor
+
+
+@dataclass
 class Layer:
     """A module that has one slice of parameters per channel.
 
@@ -62,271 +55,865 @@ class Layer:
         outputs: ``(out,)`` id of each output channel; for a norm the same as ``inputs``.
         makes: its filters make (or, if depthwise, remake) the channels, so they count when a channel is
             scored.
+        reads: the dimension of its weight that runs over input channels, none for norms and depthwise layers.
+        macs: multiply-accumulates of its part of one forward pass of one picture.
     """
 
     inputs: Tensor
     outputs: Tensor
     makes: bool
+    reads: int | None = None
+    macs: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Channels:
     """What :func:`trace` found.
 
     Attributes:
         layers: by module name, in the order in which the network uses them.
+        slices: for each parameter and buffer that has channels, by name: the ids along a dimension.
+        counts: for each module attribute that is a number of channels, ``(module, attribute)``: what it
+            counts.
         pads: for each padding module that adds constant channels, the ids of (front, back).
         classes: ``(ids,)`` the class of each id, numbered from 0.
-        free: ``(classes,)`` bool, true where the class may be removed: it has a maker and is neither input
-            nor output.
+        free: ``(classes,)`` bool, true where the class may be removed: it has a maker, is neither input nor
+            output, and is not pinned.
+        pins: what is pinned, where and why.
+        constants: ``(ids,)`` float64, the value that a channel has wherever it carries this id once its
+            filter is silenced: 0, except behind operations that turn 0 into something else (a sigmoid).
     """
 
-    layers: dict[str, Layer]
-    pads: dict[str, tuple[Tensor, Tensor]]
-    classes: Tensor
-    free: Tensor
+    layers: dict[str, Layer] = field(default_factory=dict)
+    slices: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    counts: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    pads: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    classes: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    free: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    pins: list[Pin] = field(default_factory=list)
+    constants: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def makers(self) -> dict[str, Tensor]:
         """For each layer that makes channels, ``(out,)`` the class of each of its filters."""
         return {name: self.classes[layer.outputs] for name, layer in self.layers.items() if layer.makes}
 
+    def pinned(self) -> str:
+        """One line for each node that pins channels, for messages."""
+        return "\n".join(f"  {pin.node}: {pin.reason} ({len(pin.ids)} channels)" for pin in self.pins)
 
-def trace(model: nn.Module, example: Tensor) -> Channels:
+
+def trace(model: nn.Module, example: Example, *, zeroed: bool = False) -> Channels:
     """Follow the channels of ``model`` from input to output.
 
     Args:
         model: any network that ``torch.fx`` can trace.
-        example: one input, such as ``(1, 3, 32, 32)``; only its shape matters.
+        example: one input, such as ``(1, 3, 32, 32)``, or a tuple of them; only shapes matter.
+        zeroed: what a removed filter is taken for: false, *silenced* (its output is zero, behind its batch
+            norm); true, *zeroed*, as :func:`~prunelab.sparsify` zeroes it: its bias and its batch norm's
+            shift still arrive behind it, as a constant.
     Raises:
-        TraceError: an operation is not understood, or the forward function branches on data.
+        TraceError: the forward function branches on data.
     """
-    follower = _Follower(symbolic(model))
-    with torch.no_grad():
-        follower.run(
-            follower.fresh(example.shape[1])
-            .view(1, -1, *[1] * (example.dim() - 2))
-            .expand(1, *example.shape[1:])
-        )
+    examples = example if isinstance(example, tuple) else (example,)
+    follower = _Follower(model, symbolic(model), zeroed)
+    follower.follow(examples)
+    unreached = [
+        name
+        for name, module in model.named_modules()
+        if hasattr(module, "weight") and name not in follower.found.layers
+    ]
+    if unreached:  # heads that only training uses (Inception's) read channels, too
+        try:
+            training = symbolic(model, training=True)
+        except TraceError:
+            training = None
+        if training is not None:
+            follower.graph = training
+            follower.follow(examples)
     return follower.result()
 
 
-def symbolic(model: nn.Module) -> fx.GraphModule:
-    """The network as a graph of operations, in evaluation mode.
+class Tracer(fx.Tracer):
+    """Records a network's operations; some modules are kept whole so that it need not look into them."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        whole = isinstance(module, (StochasticDepth, FrozenBatchNorm2d))
+        return whole or super().is_leaf_module(module, name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator:
+        return iter([obj[i] for i in range(len(obj))]) if _chunks(obj) else super().iter(obj)
+
+
+class _Value(fx.Proxy):
+    """A recorded value; ``list(x.chunk(2, 1))`` asks how many there are, which is known."""
+
+    def __len__(self) -> int:
+        return _chunks(self) or super().__len__()
+
+
+def _chunks(value: fx.Proxy) -> int:
+    """Into how many parts ``chunk`` cut, 0 if the value is not from there."""
+    node = value.node
+    known = ops.name_of(node.target) == "chunk" and len(node.args) > 1 and isinstance(node.args[1], int)
+    return node.args[1] if known else 0
+
+
+def symbolic(model: nn.Module, *, training: bool = False) -> fx.Graph:
+    """The network as a graph of operations, in evaluation mode unless ``training``.
 
     Raises:
         TraceError: the forward function branches on data, or does something else that cannot be recorded.
     """
     try:
-        with evaluating(model):
-            return fx.symbolic_trace(model)
+        with evaluating(model, training=training):
+            return Tracer().trace(model)
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({error}): "
-            "its forward probably branches on data"
+            f"{type(model).__name__} cannot be traced by torch.fx{_place(error)}: {error}. Data may not "
+            "decide which way the forward function goes. Move that line into a function of its own, outside "
+            "the class, and mark it with @torch.fx.wrap: it is then kept whole, and the channels that go "
+            "into it stay"
         ) from error
 
 
-class _Follower(fx.Interpreter):
-    """Runs a traced network on ids."""
+def _place(error: Exception) -> str:
+    """The user's line that tracing stumbled over."""
+    frames: Sequence[Any] = traceback.extract_tb(error.__traceback__)
+    own = [
+        frame
+        for frame in frames
+        if "/torch/" not in frame.filename.replace("\\", "/") and frame.filename != __file__
+    ]
+    return f" at {own[-1].filename}, line {own[-1].lineno} ({own[-1].line})" if own else ""
 
-    def __init__(self, graph: fx.GraphModule):
-        super().__init__(graph)
+
+class _Size(int):
+    """A size that shrinks with the channels that it counts, and the ids of these."""
+
+    ids: Tensor
+
+    @classmethod
+    def of(cls, size: int, ids: Tensor) -> _Size:
+        result = cls(size)
+        result.ids = ids
+        return result
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A parameter or buffer that the forward function uses by itself; ``name`` is empty for results of
+    arithmetic.
+    """
+
+    name: str
+    tensor: Tensor
+
+
+FIXED = 0  # the one id of everything that is never removed: pictures, positions, mixtures
+
+
+class _Follower(fx.Interpreter):
+    """Runs a recorded network on ids.
+
+    Every value is an integer tensor of the shape that the network's value would have (for one picture) and
+    says which channel stands where.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, zeroed: bool):
+        super().__init__(model, graph=graph)
         self.extra_traceback = False
-        self.parent: list[int] = []  # union-find: an id's parent, itself for a root
-        self.layers: dict[str, Layer] = {}
-        self.pads: dict[str, tuple[Tensor, Tensor]] = {}
-        self.fixed: list[Tensor] = []
+        self.zeroed = zeroed
+        self.found = Channels()
+        self.ids = 1  # how many there are; the first is FIXED
+        self.united: list[tuple[Tensor, Tensor]] = []  # ids of one class, pair by pair
+        self.constants = torch.zeros(1024, dtype=torch.float64)  # by id: a channel whose filter is gone
+        self.all_zero = True
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.tensors: dict[int, _Constant] = {}  # by id(): where a parameter was met first
+        self.outside: set[int] = set()  # parameters that are used by themselves, too
+        self.results: list[Tensor] = []  # what the network returns
+        self.node = ""
+
+    def follow(self, examples: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            self.run(*(self.fixed((1, *example.shape[1:])) for example in examples))
+
+    def result(self) -> Channels:
+        found = self.found
+        for name, dimensions in found.slices.items():
+            if id(self.tensor(name)) in self.outside:
+                for ids in dimensions.values():
+                    self.pin(ids, f"{name} is also used outside its layer")
+        left, right = (torch.cat([pair[side] for pair in self.united] or [torch.zeros(0)]) for side in (0, 1))
+        edges = coo_array((np.ones(len(left), bool), (left, right)), shape=(self.ids, self.ids))
+        count, classes = connected_components(edges, directed=False)
+        found.classes = torch.from_numpy(classes).long()
+        found.constants = self.constants[: self.ids]
+        found.free = torch.zeros(count, dtype=torch.bool)
+        for layer in found.layers.values():
+            if layer.makes:
+                found.free[found.classes[layer.outputs]] = True
+        found.free[found.classes[FIXED]] = False
+        for ids in [*self.results, *(pin.ids for pin in found.pins)]:
+            found.free[found.classes[ids]] = False
+        return found
 
     # -- ids
 
     def fresh(self, count: int) -> Tensor:
-        first = len(self.parent)
-        self.parent.extend(range(first, first + count))
-        return torch.arange(first, first + count)
+        self.ids += count
+        if self.ids > len(self.constants):
+            self.constants = F.pad(self.constants, (0, self.ids + len(self.constants)))
+        return torch.arange(self.ids - count, self.ids)
 
-    def root(self, item: int) -> int:
-        while self.parent[item] != item:
-            self.parent[item] = self.parent[self.parent[item]]
-            item = self.parent[item]
-        return item
+    @staticmethod
+    def fixed(shape: Iterable[int]) -> Tensor:
+        return torch.full((), FIXED).expand(*shape)
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Put the ids that stand at equal places into one class."""
-        left, right = torch.broadcast_tensors(left, right)
-        for dimension in range(left.dim()):  # expanded in both: one place stands for all
-            if left.stride(dimension) == right.stride(dimension) == 0:
-                left, right = left.narrow(dimension, 0, 1), right.narrow(dimension, 0, 1)
-        for a, b in set(zip(left.flatten().tolist(), right.flatten().tolist(), strict=True)):
-            self.parent[self.root(b)] = self.root(a)
+        if left is not right:
+            left, right = _narrowed(*torch.broadcast_tensors(left, right))
+            self.united.append((left.flatten(), right.flatten()))
+
+    def pin(self, ids: Tensor, reason: str) -> None:
+        ids = _narrowed(ids)[0].unique()
+        ids = ids[ids != FIXED]
+        if len(ids):
+            self.found.pins.append(Pin(self.node, reason, ids))
 
     def vector(self, ids: Tensor, dimension: int = 1) -> Tensor:
-        """The id of each channel, if every position of a channel has the same one."""
+        """The id of each channel, ``(channels,)``. Where its positions come from several channels, these can
+        only go together.
+        """
+        if hasattr(ids, "channels") and dimension == 1:
+            return ids.channels
+        whole = ids
         for other in range(ids.dim()):
             if other != dimension % ids.dim():
-                if ids.stride(other) != 0 and not (ids == ids.narrow(other, 0, 1)).all():
-                    raise TraceError("positions of one channel come from different channels")
                 ids = ids.narrow(other, 0, 1)
+        if _varies_beside(whole, dimension):
+            self.unite(whole, ids.expand_as(whole))
+            if not torch.equal(*(self.values(_narrowed(item)[0]) for item in (whole, ids.expand_as(whole)))):
+                self.pin(whole, "its positions come from different channels")
         return ids.flatten()
 
-    # -- what the operations do to ids
+    # -- what a channel is worth once its filter is gone
+
+    def values(self, ids: Tensor) -> Tensor:
+        """The constant of each id, float64."""
+        return self.constants[ids]
+
+    def valued(self, ids: Tensor, values: Tensor) -> Tensor:
+        """The same channels with other constants: other ids of the same classes."""
+        if torch.equal(values, self.values(ids)):
+            return ids
+        if not values.isfinite().all():
+            self.pin(ids, "a removed channel would have no finite value behind it")
+            return self.fixed(ids.shape)
+        self.all_zero = False
+        olds, news, places = ids.flatten(), values.flatten(), torch.arange(ids.numel())
+        if len(olds.unique()) < len(olds):  # a channel at several places, not always with the same constant
+            pairs, places = torch.stack([olds.double(), news]).unique(dim=1, return_inverse=True)
+            olds, news = pairs[0].long(), pairs[1]
+        fresh = self.fresh(len(olds))
+        self.constants[fresh] = news
+        self.unite(olds, fresh)
+        return torch.where(ids == FIXED, FIXED, fresh[places].view(ids.shape))
+
+    def silent(self, ids: Tensor) -> Tensor:
+        """The same channels where they are zero once their filter is gone."""
+        return ids if self.all_zero else self.valued(ids, torch.zeros(len(ids), dtype=torch.float64))
+
+    def elementwise(self, function: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+        if self.all_zero and function(torch.zeros((), dtype=torch.float64)) == 0:
+            return ids
+        if hasattr(ids, "channels"):
+            return _spread(self.valued(ids.channels, function(self.values(ids.channels))), ids.shape[2:])
+        small = _narrowed(ids)[0]
+        return self.valued(small, function(self.values(small))).expand(ids.shape)
+
+    def need_zero(self, ids: Tensor, reason: str) -> None:
+        """Pin the channels that are not zero when their filter is gone, where that would be seen."""
+        if not self.all_zero:
+            small = _narrowed(ids)[0]
+            self.pin(small[self.values(small) != 0], reason)
+
+    # -- running the graph
 
     def run_node(self, node: fx.Node) -> Any:
+        target = node.target if isinstance(node.target, str) else ops.name_of(node.target) or node.target
+        self.node = f"node {node.name!r} ({node.op} {target})"
         try:
             return super().run_node(node)
-        except TraceError as error:
-            if "at node" in str(error):
-                raise
-            what = getattr(node.target, "__name__", node.target)
-            raise TraceError(f"{error} (at node {node.name!r}: {node.op} {what})") from None
-
-    def placeholder(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        ids = super().placeholder(target, args, kwargs)
-        if isinstance(ids, Tensor):
-            self.fixed.append(ids)
-        return ids
+        except TraceError:
+            raise
+        except Exception as error:
+            raise TraceError(f"the network cannot be followed at {self.node}: {error}") from error
 
     def get_attr(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        raise TraceError(
-            f"the parameter or buffer {target!r} is used outside a layer, which pruning does not follow yet"
-        )
+        value = self.fetch_attr(target)
+        return _Constant(target, value) if isinstance(value, Tensor) else value
 
     def output(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        result = super().output(target, args, kwargs)
-        fx.node.map_aggregate(
-            result, lambda item: self.fixed.append(item) if isinstance(item, Tensor) else None
-        )
-        return result
-
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        module, ids = self.fetch_attr(target), args[0]
-        if isinstance(module, CONVOLUTIONS):
-            return self.convolution(target, module, ids)
-        if isinstance(module, nn.Linear):
-            outputs = self.layer(
-                target, self.vector(ids, -1), lambda inputs: self.fresh(module.out_features), makes=True
-            )
-            return outputs.expand(*ids.shape[:-1], -1)
-        if isinstance(module, NORMS):
-            self.layer(target, self.vector(ids), lambda inputs: inputs, makes=False)
-            return ids
-        if isinstance(module, (*ACTIVATIONS, *PASSES)) or (
-            isinstance(module, nn.Hardtanh) and module.min_val <= 0 <= module.max_val
-        ):
-            return ids
-        if isinstance(module, POOLS):
-            return self.resized(ids, module)
-        if isinstance(module, PADS):
-            return self.pad(target, module, ids)
-        if isinstance(module, nn.Flatten):
-            return module(ids)
-        raise TraceError(f"a {type(module).__name__} is not understood")
+        self.results += [_narrowed(ids)[0].unique() for ids in _tensors(args)]
+        return args[0]
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        return self.operation(target, args, kwargs)
+        return self.operation(target, ops.name_of(target), args, kwargs)
 
     def call_method(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        return self.operation(target, args, kwargs)
+        return self.operation(lambda item, *rest, **named: getattr(item, target)(*rest, **named),
+                              ops.name_of(target), args, kwargs)  # fmt: skip
 
-    def operation(self, target: Callable | str, args: tuple, kwargs: dict) -> Any:
-        if not any(isinstance(item, Tensor) for item in _flat(args)):
-            return super().call_function(target, args, kwargs)  # arithmetic on sizes
-        if target in ACTIVATION_FUNCTIONS | PASS_FUNCTIONS:
-            return args[0]
-        if target in POOL_FUNCTIONS:
-            return self.resized(args[0], lambda x: target(x, *args[1:], **kwargs))
-        if target in SUMS | PRODUCTS | QUOTIENTS:
-            return self.merge(target, *args[:2])
-        if target in (torch.cat, torch.concat):
-            tensors, dimension = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-            if dimension not in (1, 1 - tensors[0].dim()):
-                raise TraceError(f"concatenation along dimension {dimension} is not understood")
-            return torch.cat(tensors, 1)
-        if target in (torch.flatten, "flatten"):
-            return torch.flatten(*args, **kwargs)
-        if target in ("view", "reshape", torch.reshape):
-            sizes = args[1] if isinstance(args[1], tuple | list | torch.Size) else args[1:]
-            if len(sizes) == 2 and sizes[0] in (-1, args[0].shape[0]) and sizes[1] == -1:
-                return args[0].flatten(1)
-            raise TraceError(f"reshaping to {tuple(sizes)} is not understood: use torch.flatten(x, 1)")
-        if target in (torch.mean, "mean"):
-            return torch.amax(
-                args[0], args[1] if len(args) > 1 else kwargs["dim"], keepdim=kwargs.get("keepdim", False)
-            )
-        if target == "size":
-            return args[0].size(*args[1:])
-        if target is getattr and args[1] == "shape":
-            return args[0].shape
-        raise TraceError("the operation is not understood")
+    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
+        module, ids = self.modules[target], args[0] if args else None
+        if not isinstance(ids, Tensor):
+            if _tensors((args, kwargs)):
+                return self.opaque(module, args, kwargs, "the module needs all of them")
+            return self.constant(module, args, kwargs, module.parameters())
+        if isinstance(module, (*ops.CONVOLUTIONS, *ops.TRANSPOSED)):
+            transposed = isinstance(module, ops.TRANSPOSED)
+            arguments = (module.stride, module.padding, module.dilation)
+            extra = module.output_padding if transposed else ()
+            zeros = module.padding_mode == "zeros"
+            weight, bias = (self.parameter(target, kind) for kind in ("weight", "bias"))
+            return self.convolution(ids, weight, bias, module.groups, *arguments, extra, transposed, zeros)
+        if isinstance(module, nn.Linear):
+            return self.linear(ids, self.parameter(target, "weight"), self.parameter(target, "bias"))
+        if isinstance(module, (*ops.NORMS, nn.PReLU, nn.GroupNorm)):
+            return self.norm(target, module, ids)
+        if isinstance(module, ops.PASSES):
+            return ids
+        if isinstance(module, ops.ACTIVATIONS):
+            return self.elementwise(module, ids)
+        if isinstance(module, ops.POOLS):
+            return self.resized(ids, module)
+        if isinstance(module, ops.AVERAGE_POOLS):
+            self.need_zero(ids, "its padding counts as zeros")
+            return self.resized(ids, module)
+        if isinstance(module, ops.PADS):
+            return self.pad(ids, module.padding, module.value, target)
+        if isinstance(module, nn.Flatten):
+            return module(ids)
+        if isinstance(module, nn.Unflatten):
+            return self.unflatten(ids, module.dim, tuple(module.unflattened_size))
+        if isinstance(module, nn.ChannelShuffle):
+            return self.channel_shuffle(ids, module.groups)
+        if isinstance(module, nn.PixelShuffle):
+            return self.pixel_shuffle(ids, module.upscale_factor)
+        return self.opaque(module, args, kwargs, f"a {type(module).__name__} needs all of them")
 
-    def merge(self, target: Callable | str, left: Any, right: Any) -> Tensor:
-        if isinstance(left, Tensor) and isinstance(right, Tensor) and target not in QUOTIENTS:
-            self.unite(left, right)
-            return torch.broadcast_tensors(left, right)[0]
-        if isinstance(left, Tensor) and isinstance(right, int | float) and target in PRODUCTS | QUOTIENTS:
-            return left
-        raise TraceError("a removed channel would not be zero behind this operation")
+    def operation(self, target: Callable, name: str, args: tuple, kwargs: dict) -> Any:
+        """A function or method; ``target`` is what carries it out on other values than ids."""
+        sizes = [item for item in _flat((args, kwargs)) if isinstance(item, _Size)]
+        if not _tensors((args, kwargs)):
+            if sizes and name in ops.SIZE_ARITHMETIC and not kwargs:
+                return _Size.of(target(*map(int, args)), torch.cat([size.ids for size in sizes]))
+            if name == "getitem":  # one of several sizes
+                return operator.getitem(*args)
+            self.pin_sizes(sizes)
+            return self.constant(target, args, kwargs)
+        handler = getattr(self, f"op_{name}", None)
+        if handler is not None:
+            return handler(*args, **kwargs)
+        ids = args[0]
+        if name in ops.PASS_FUNCTIONS:
+            return ids
+        if not isinstance(ids, Tensor) and name not in ops.SUMS | ops.PRODUCTS | ops.QUOTIENTS:
+            return self.opaque(target, args, kwargs, "the operation needs all of them")
+        if name in ops.SUMS | ops.PRODUCTS | ops.QUOTIENTS:
+            self.pin_sizes(sizes)
+            return self.merge(target, name, *args, **kwargs)
+        if name in ops.ELEMENTWISE:
+            if all(isinstance(item, int | float | bool | None) for item in _flat((args[1:], kwargs))):
+                self.pin_sizes(sizes)
+                return self.elementwise(lambda values: target(values, *args[1:], **kwargs), ids)
+        elif name in ops.POOL_FUNCTIONS | ops.AVERAGE_POOL_FUNCTIONS:
+            if name in ops.AVERAGE_POOL_FUNCTIONS:
+                self.need_zero(ids, "its padding counts as zeros")
+            return self.resized(ids, lambda x: target(x, *args[1:], **kwargs))
+        elif name in ops.MOVES:
+            return target(*args, **kwargs)
+        elif name in ops.CONVOLUTION_FUNCTIONS and self.is_layer(*args[1:3]):
+            return self.functional_convolution(*args, **kwargs)
+        return self.opaque(target, args, kwargs, "the operation needs all of them")
 
-    def layer(self, name: str, inputs: Tensor, make: Callable[[Tensor], Tensor], *, makes: bool) -> Tensor:
-        """Note a layer's ids; where it is used a second time, what it meets there is united with what it met
-        first.
+    def constant(self, target: Callable, args: Any, kwargs: Any, parameters: Iterable[Tensor] = ()) -> Any:
+        """What does not depend on the picture is computed as it is."""
+        items = [item.tensor for item in _flat((args, kwargs)) if isinstance(item, _Constant)]
+        self.outside.update(id(item) for item in [*items, *parameters])
+        plain, named = fx.node.map_aggregate((args, kwargs), _plain)
+        result = target(*plain, **named)
+        return fx.node.map_aggregate(result, lambda x: _Constant("", x) if isinstance(x, Tensor) else x)
+
+    def opaque(self, target: Callable, args: tuple, kwargs: dict, reason: str) -> Any:
+        """An operation that mixes channels, or is not known: what goes in stays, what comes out is fixed."""
+        for ids in _tensors((args, kwargs)):
+            self.pin(ids, reason)
+        items = _flat((args, kwargs))
+        self.pin_sizes(items)
+        self.outside.update(id(item.tensor) for item in items if isinstance(item, _Constant))
+        parameters = (item for item in self.module.parameters() if item.is_floating_point())
+        like = next(parameters, torch.zeros(()))
+
+        def stand_in(item: Any) -> Any:  # only the shape of what comes out matters
+            return like.new_zeros(item.shape) if isinstance(item, Tensor) else _plain(item)
+
+        plain, named = fx.node.map_aggregate((args, kwargs), stand_in)
+        result = target(*plain, **named)
+        return fx.node.map_aggregate(
+            result, lambda item: self.fixed(item.shape) if isinstance(item, Tensor) else item
+        )
+
+    def pin_sizes(self, items: Iterable[Any]) -> None:
+        for item in items:
+            if isinstance(item, _Size):
+                self.pin(item.ids, "how many there are enters into the values")
+
+    # -- layers
+
+    def tensor(self, name: str) -> Any:
+        owner, _, kind = name.rpartition(".")
+        return getattr(self.modules[owner], kind)
+
+    def parameter(self, owner: str, kind: str) -> _Constant | None:
+        name = f"{owner}.{kind}" if owner else kind
+        value = self.tensor(name)
+        return None if value is None else _Constant(name, value)
+
+    def slice(self, item: _Constant | None, dimensions: dict[int, Tensor]) -> None:
+        """Note which ids run along a parameter. One that is used again, or that two layers share, ties what
+        it meets now to what it met first.
         """
-        if name in self.layers:
-            self.unite(self.layers[name].inputs, inputs)
+        if item is None:
+            return
+        first = self.tensors.setdefault(id(item.tensor), item).name
+        self.found.slices.setdefault(item.name, dimensions)
+        for dimension, ids in dimensions.items():
+            self.unite(self.found.slices[first][dimension], ids)
+
+    def layer(
+        self, weight: _Constant, inputs: Tensor, outputs: Tensor, reads: int | None, macs: int
+    ) -> Tensor:
+        """Note a layer, and return its outputs: those of its first use, if this is another."""
+        name = weight.name.removesuffix(".weight")
+        layer = self.found.layers.setdefault(name, Layer(inputs, outputs, True, reads))
+        layer.macs += macs
+        return layer.outputs
+
+    def linear(self, ids: Tensor, weight: _Constant, bias: _Constant | None) -> Tensor:
+        inputs = self.vector(ids, -1)
+        macs = weight.tensor.numel() * (ids[..., 0].numel())
+        outputs = self.layer(weight, inputs, self.made(weight, 0, bias), 1, macs)
+        self.slice(weight, {0: outputs, 1: inputs})
+        self.slice(bias, {0: outputs})
+        self.count(weight, in_features=inputs, out_features=outputs)
+        return outputs.expand(*ids.shape[:-1], -1)
+
+    def made(self, weight: _Constant, dimension: int, bias: _Constant | None, groups: int = 1) -> Tensor:
+        """Fresh ids for what a layer makes."""
+        outputs = self.fresh(weight.tensor.shape[dimension] * groups)
+        return self.left_behind(outputs, bias)
+
+    def left_behind(self, outputs: Tensor, bias: _Constant | None) -> Tensor:
+        """What a layer's filters leave when they are gone: nothing, or, if only zeroed, their bias."""
+        if self.zeroed and bias is not None:
+            return self.valued(outputs, bias.tensor.detach().double().cpu())
+        return self.silent(outputs)
+
+    def count(self, weight: _Constant, **attributes: Tensor) -> None:
+        owner = weight.name.rpartition(".")[0]
+        for attribute, ids in attributes.items():
+            self.found.counts.setdefault((owner, attribute), ids)
+
+    def is_layer(self, weight: Any, bias: Any = None) -> bool:
+        """Whether a functional layer is the body of a module of its kind: it takes the module's own tensors."""
+        owner, _, kind = weight.name.rpartition(".") if isinstance(weight, _Constant) else ("", "", "")
+        module = self.modules[owner]
+        kinds = (*ops.CONVOLUTIONS, nn.Linear)
+        return kind == "weight" and isinstance(module, kinds) and (bias is None or bias.tensor is module.bias)
+
+    def functional_convolution(
+        self, ids: Tensor, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1,
+    ) -> Tensor:  # fmt: skip
+        def each(value: Any) -> Any:
+            return (value,) * (ids.dim() - 2) if isinstance(value, int) else value
+
+        arguments = (each(stride), each(padding), each(dilation))
+        return self.convolution(ids, weight, bias, groups, *arguments)
+
+    def convolution(
+        self, ids: Tensor, weight: _Constant, bias: _Constant | None, groups: int, stride: Any, padding: Any,
+        dilation: Any, extra: Any = (), transposed: bool = False, zeros: bool = True,
+    ) -> Tensor:  # fmt: skip
+        inputs = self.vector(ids)
+        kernel = weight.tensor.shape[2:]
+        depthwise = groups == len(inputs) > 1
+        if depthwise:  # a filter remakes the one channel that it sees
+            count = weight.tensor.shape[1] if transposed else weight.tensor.shape[0] // groups
+            outputs = self.left_behind(inputs.repeat_interleave(count), bias)
         else:
-            self.layers[name] = Layer(inputs, make(inputs), makes)
-        return self.layers[name].outputs
+            outputs = self.made(weight, 1, bias, groups) if transposed else self.made(weight, 0, bias)
+            padded = zeros and padding != "valid" and any(pad != 0 for pad in padding)
+            if transposed or padded:
+                self.need_zero(inputs, "at the border, where it pads, no bias makes up for a constant")
+        if groups > 1 and not depthwise:  # every group keeps as many: equal places of all go together
+            for channels in (inputs, outputs):
+                places = channels.view(groups, -1)
+                self.unite(places[:1], places)
+        if transposed:
+            area = [
+                (size - 1) * hop - 2 * pad + step * (width - 1) + more + 1
+                for size, hop, pad, step, width, more in zip(
+                    ids.shape[2:], stride, padding, dilation, kernel, extra
+                )
+            ]
+            positions = ids[0, 0].numel()
+        else:
+            area = ops.space(ids.shape[2:], kernel, stride, padding, dilation)
+            positions = torch.Size(area).numel()
+        into = None if depthwise else int(not transposed)
+        outputs = self.layer(weight, inputs, outputs, into, weight.tensor.numel() * positions)
+        if depthwise:
+            self.slice(weight, {0: inputs if transposed else outputs})
+        elif transposed:
+            self.slice(weight, {0: inputs, 1: outputs[: len(outputs) // groups]})
+        else:
+            self.slice(weight, {0: outputs, 1: inputs[: len(inputs) // groups]})
+        self.slice(bias, {0: outputs})
+        self.count(
+            weight, in_channels=inputs, out_channels=outputs, **({"groups": inputs} if depthwise else {})
+        )
+        return _spread(outputs, area)
 
-    def convolution(self, name: str, module: Any, ids: Tensor) -> Tensor:
-        def make(inputs: Tensor) -> Tensor:
-            if module.groups == module.in_channels > 1:  # depthwise: a filter remakes the one channel it sees
-                return inputs.repeat_interleave(module.out_channels // module.groups)
-            outputs = self.fresh(module.out_channels)
-            if module.groups > 1:  # every group must keep as many: equal places of all groups go together
-                for channels in (inputs, outputs):
-                    places = channels.view(module.groups, -1)
-                    self.unite(places[:1], places)
-            return outputs
-
-        outputs = self.layer(name, self.vector(ids), make, makes=True)
-        kernel_only = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-        convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[ids.dim()]
-        weight = torch.empty(1, 1, *module.kernel_size, device="meta")
-        shape = convolve(torch.empty(1, 1, *ids.shape[2:], device="meta"), weight, **kernel_only).shape
-        return self.expanded(outputs, shape[2:])
-
-    def pad(self, name: str, module: Any, ids: Tensor) -> Tensor:
-        if module.value != 0:
-            raise TraceError(f"padding with {module.value} is not understood: only zeros stay zero")
+    def norm(self, name: str, module: Any, ids: Tensor) -> Any:
         channels = self.vector(ids)
-        spatial = 2 * (ids.dim() - 2)
-        padding = tuple(module.padding)
-        if len(padding) > spatial:
-            front, back = self.fresh(padding[spatial]), self.fresh(padding[spatial + 1])
-            self.pads[name] = (front, back)
+        outputs = channels
+        if isinstance(module, nn.GroupNorm):
+            places = channels.view(module.num_groups, -1)
+            self.unite(places[:, :1], places)  # statistics are those of a group: it goes whole
+            self.found.counts.setdefault((name, "num_groups"), places[:, 0])
+        tensors = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+        for kind, tensor in tensors.items():
+            if tensor.dim() and len(tensor) == len(channels):
+                self.slice(_Constant(f"{name}.{kind}", tensor), {0: channels})
+        for attribute in ("num_features", "num_channels", "num_parameters"):
+            if getattr(module, attribute, 1) == len(channels) > 1:
+                self.found.counts.setdefault((name, attribute), channels)
+        if isinstance(module, nn.PReLU):
+            self.need_zero(ids, "a PReLU turns its constant into another")
+            if len(module.weight) == 1:
+                return ids
+        elif self.zeroed and tensors.get("running_mean") is not None:
+            with evaluating(module):
+                shape = (1, -1, *[1] * (ids.dim() - 2))
+                values = self.values(channels).to(tensors["running_mean"]).view(shape)
+                outputs = self.valued(channels, module(values).flatten().double().cpu())
+        elif self.zeroed:
+            self.pin(channels, "what its zeros become depends on the picture")
+        else:
+            outputs = self.silent(channels)
+        self.found.layers.setdefault(name, Layer(channels, outputs, makes=False))
+        return ids if outputs is channels else _spread(outputs, ids.shape[2:])
+
+    # -- operations that combine or move channels
+
+    def merge(self, target: Callable, name: str, left: Any, right: Any, **named: Any) -> Any:
+        """Sums, products and quotients of two values, or of a value and a number."""
+        args = (left, right)
+        numbers = [None if isinstance(item, Tensor) else _number(item) for item in args]
+        if numbers[1] is not None and not named:
+            return self.elementwise(lambda values: target(values, numbers[1]), left)
+        if numbers[0] is not None and not named:
+            return self.elementwise(lambda values: target(numbers[0], values), right)
+        if named or name in ops.QUOTIENTS or not all(isinstance(item, Tensor) for item in args):
+            return self.opaque(target, args, named, "the operation needs all of them")
+        if all(hasattr(item, "channels") for item in args) and left.shape[1] == right.shape[1] > 1:
+            one, other = left.channels, right.channels  # the common case, without further ado
+            self.unite(one, other)
+            if not self.all_zero:
+                one = self.valued(one, target(self.values(one), self.values(other)))
+            return _spread(one, torch.broadcast_shapes(left.shape[2:], right.shape[2:]))
+        left, right = torch.broadcast_tensors(*args)
+        covers = [True, True]
+        for dimension in range(-left.dim(), 0):
+            varies = [_varies(item, dimension) for item in (left, right)]
+            if varies[0] == varies[1]:
+                continue
+            one, other = (left, right) if varies[0] else (right, left)
+            covers[0 if one is right else 1] = False
+            source = args[1 if one is left else 0]
+            alone = source.dim() < -dimension or source.shape[dimension] == 1
+            self.pin(other, "one channel meets many")
+            if not (alone and name in ops.PRODUCTS):
+                self.pin(one, "many channels meet one")
+        if not any(covers):
+            return self.opaque(target, args, {}, "the operation needs all of them")
+        if all(covers):
+            self.unite(left, right)
+        small = _narrowed(left, right)
+        kept = small[0] if covers[0] else small[1]
+        if not self.all_zero:
+            kept = self.valued(kept, target(*(self.values(item) for item in small)))
+        return kept.expand(left.shape)
+
+    def op_cat(self, tensors: Any, dim: int = 0, **named: Any) -> Tensor:
+        dim = named.get("axis", dim)
+        tensors = [self.fixed(item.tensor.shape) if isinstance(item, _Constant) else item for item in tensors]
+        for item in tensors[1:]:
+            self.alike(tensors[0], item, beside=dim)
+        return torch.cat(tensors, dim)
+
+    op_concat = op_concatenate = op_cat
+
+    def op_stack(self, tensors: Any, dim: int = 0) -> Tensor:
+        for item in tensors[1:]:
+            self.unite(tensors[0], item)
+        return torch.stack(list(tensors), dim)
+
+    def alike(self, one: Tensor, other: Tensor, beside: int) -> None:
+        """Tensors that are put side by side must keep equal sizes along the other dimensions."""
+        first, second = one.narrow(beside, 0, 1), other.narrow(beside, 0, 1)
+        if any(_varies(item, d) for item in (first, second) for d in range(item.dim())):
+            self.unite(first, second)
+
+    def op_chunk(self, ids: Tensor, chunks: int, dim: int = 0) -> Any:
+        if _varies(ids, dim):
+            self.places(ids, -(-ids.shape[dim] // chunks), dim)
+        return torch.chunk(ids, chunks, dim)
+
+    def op_split(self, ids: Tensor, split_size: Any, dim: int = 0, **named: Any) -> Any:
+        sizes = named.get("split_size_or_sections", split_size)
+        if _varies(ids, dim):
+            listed = list(sizes) if isinstance(sizes, tuple | list) else [sizes]
+            if all(isinstance(size, _Size) for size in listed) and len({int(size) for size in listed}) == 1:
+                self.places(ids, int(listed[0]), dim)
+            else:
+                self.pin(ids, f"its parts have the fixed sizes {[int(size) for size in listed]}")
+        return torch.split(ids, sizes, dim)
+
+    def places(self, ids: Tensor, size: int, dim: int) -> None:
+        """Cut into parts of ``size``: each keeps as many, so equal places of all parts go together."""
+        if ids.shape[dim] % size:
+            self.pin(ids, f"{ids.shape[dim]} channels cannot be cut into equal parts of {size}")
+            return
+        first, *rest = torch.split(ids, size, dim)
+        for part in rest:
+            self.unite(first, part)
+
+    def op_getitem(self, ids: Any, index: Any) -> Any:
+        if not isinstance(ids, Tensor):
+            return operator.getitem(ids, index)
+        indices = list(index) if isinstance(index, tuple) else [index]
+        if any(isinstance(item, Tensor | _Constant | list) for item in indices):
+            return self.opaque(operator.getitem, (ids, index), {}, "they are picked by an index")
+        consumed = sum(item is not None and item is not Ellipsis for item in indices)
+        dimension = 0
+        for item in indices:
+            if item is None:
+                continue
+            if item is Ellipsis:
+                dimension += ids.dim() - consumed
+                continue
+            if item != slice(None) and _varies(ids, dimension):
+                self.cut(ids, item, dimension)
+            dimension += 1
+        return ids[index]
+
+    def cut(self, ids: Tensor, item: Any, dimension: int) -> None:
+        """A part of the channels: equal halves and the like can shrink, fixed numbers cannot."""
+        if isinstance(item, slice) and item.step is None:
+            bounds = [bound for bound in (item.start, item.stop) if bound is not None and bound != 0]
+            if bounds and all(isinstance(bound, _Size) for bound in bounds):
+                self.places(ids, min(int(bound) for bound in bounds), dimension)
+                return
+        self.pin(ids, "they are picked by fixed numbers")
+
+    def op_view(self, ids: Tensor, *sizes: Any, shape: Any = None) -> Any:
+        sizes = shape if shape is not None else sizes
+        if len(sizes) == 1 and not isinstance(sizes[0], int):
+            sizes = sizes[0]
+        if len(sizes) == 1 and isinstance(sizes[0], torch.dtype):
+            return ids
+        moved = ids.reshape(tuple(int(size) for size in sizes))
+        varying = [d for d in range(moved.dim()) if _varies(moved, d)]
+        rigid = [d for d in varying if not (isinstance(sizes[d], _Size) or sizes[d] == -1)]
+        if rigid and len(rigid) == len(varying):
+            self.pin(moved, f"it is given the fixed sizes {[int(size) for size in sizes]}")
+        for d in () if len(rigid) == len(varying) else rigid:
+            self.unite(moved, moved.narrow(d, 0, 1))
+        return moved
+
+    op_reshape = op_view
+
+    def op_flatten(self, ids: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        return torch.flatten(ids, start_dim, end_dim)
+
+    def unflatten(self, ids: Tensor, dim: int, sizes: tuple) -> Tensor:
+        dim %= ids.dim()
+        return self.op_view(ids, (*self.op_size(ids)[:dim], *sizes, *self.op_size(ids)[dim + 1 :]))
+
+    op_unflatten = unflatten
+
+    def channel_shuffle(self, ids: Tensor, groups: int) -> Tensor:
+        self.places(ids, ids.shape[1] // groups, 1)
+        parts = ids.reshape(1, groups, -1, *ids.shape[2:]).transpose(1, 2)
+        return parts.reshape(ids.shape)
+
+    op_channel_shuffle = channel_shuffle
+
+    def pixel_shuffle(self, ids: Tensor, upscale_factor: int) -> Tensor:
+        channels = self.vector(ids).view(-1, upscale_factor**2)
+        self.unite(channels, channels[:, :1])  # they become the pixels of one channel
+        return _spread(channels[:, 0], [size * upscale_factor for size in ids.shape[2:]])
+
+    op_pixel_shuffle = pixel_shuffle
+
+    def op_roll(self, ids: Tensor, shifts: Any, dims: Any = None) -> Any:
+        listed = dims if isinstance(dims, tuple | list) else [dims]
+        if dims is None or any(_varies(ids, d) for d in listed):
+            return self.opaque(torch.roll, (ids, shifts, dims), {}, "they are rolled by a fixed number")
+        return ids
+
+    def op_expand(self, ids: Tensor, *sizes: Any) -> Tensor:
+        sizes = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+        for d in range(-ids.dim(), 0):
+            if _varies(ids, d) and not (isinstance(sizes[d], _Size) or sizes[d] == -1):
+                self.pin(ids, f"it is given the fixed sizes {[int(size) for size in sizes]}")
+        return ids.expand(*(int(size) for size in sizes))
+
+    def op_mean(self, ids: Tensor, dim: Any = None, keepdim: bool = False, **named: Any) -> Any:
+        dim = named.pop("axis", dim)
+        listed = range(ids.dim()) if dim is None else [dim] if isinstance(dim, int) else list(dim)
+        if any(_varies(ids, d) for d in listed) or named:
+            return self.opaque(torch.mean, (ids, dim, keepdim), named, "they are averaged")
+        for d in sorted((d % ids.dim() for d in listed), reverse=True):
+            ids = ids.narrow(d, 0, 1) if keepdim else ids.select(d, 0)
+        return ids
+
+    def op_sum(self, ids: Tensor, dim: Any = None, keepdim: bool = False, **named: Any) -> Any:
+        self.need_zero(ids, "a sum of constants depends on how many there are")
+        return self.op_mean(ids, dim, keepdim, **named)
+
+    def op_prelu(self, ids: Tensor, weight: Any) -> Any:
+        if isinstance(weight, _Constant) and weight.tensor.numel() == 1:
+            self.outside.add(id(weight.tensor))
+            return ids
+        return self.opaque(F.prelu, (ids, weight), {}, "the operation needs all of them")
+
+    def op_pad(self, ids: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+        return self.pad(ids, pad, value or 0.0, mode=mode)
+
+    def pad(self, ids: Tensor, padding: Any, value: float, name: str = "", mode: str = "constant") -> Tensor:
+        """Constant channels in front and behind (they can go, where the padding is a module's), and borders,
+        which are seen as the same everywhere.
+        """
+        channels, spatial = self.vector(ids), 2 * (ids.dim() - 2)
+        if mode == "constant" and any(padding[:spatial]):
+            self.elementwise_equal(channels, value)
+        if len(padding) > spatial and any(padding[spatial:]):
+            front, back = (self.fresh(padding[spatial + side]) for side in (0, 1))
+            if value or not name:  # only zeros are zero when they are gone, only a module's number can change
+                front, back = torch.zeros_like(front), torch.zeros_like(back)
+            else:
+                self.found.pads[name] = (front, back)
             channels = torch.cat([front, channels, back])
-        shape = F.pad(torch.empty(1, 1, *ids.shape[2:], device="meta"), padding[:spatial]).shape
-        return self.expanded(channels, shape[2:])
+        borders = torch.empty(1, 1, *ids.shape[2:], device="meta")
+        return _spread(channels, F.pad(borders, tuple(padding[:spatial]), mode).shape[2:])
 
-    def resized(self, ids: Tensor, pool: Callable) -> Tensor:
-        return self.expanded(self.vector(ids), pool(torch.empty(ids.shape, device="meta")).shape[2:])
+    def elementwise_equal(self, channels: Tensor, value: float) -> None:
+        """A border of ``value`` around a channel that is another constant is no longer one constant."""
+        self.pin(channels[self.values(channels) != value], f"it is padded with {value:g}")
 
-    @staticmethod
-    def expanded(channels: Tensor, space: torch.Size) -> Tensor:
-        return channels.view(1, -1, *[1] * len(space)).expand(1, -1, *space)
+    def resized(self, ids: Tensor, pool: Callable) -> Any:
+        shape = pool(torch.empty(ids.shape, device="meta"))
+        if not isinstance(shape, Tensor):
+            return self.opaque(pool, (ids,), {}, "the operation needs all of them")
+        return _spread(self.vector(ids), shape.shape[2:])
 
-    def result(self) -> Channels:
-        roots = torch.tensor([self.root(item) for item in range(len(self.parent))])
-        numbers, classes = roots.unique(return_inverse=True)
-        free = torch.zeros(len(numbers), dtype=torch.bool)
-        for layer in self.layers.values():
-            if layer.makes:
-                free[classes[layer.outputs]] = True
-        for ids in self.fixed:
-            free[classes[ids.unique()]] = False
-        return Channels(self.layers, self.pads, classes, free)
+    def op_linear(self, ids: Tensor, weight: Any, bias: Any = None) -> Any:
+        if isinstance(ids, Tensor) and self.is_layer(weight, bias):
+            return self.linear(ids, weight, bias)
+        return self.opaque(F.linear, (ids, weight, bias), {}, "the operation needs all of them")
+
+    # -- facts about a value
+
+    def op_size(self, ids: Tensor, dim: int | None = None) -> Any:
+        def size(d: int) -> int:
+            channels = _narrowed(ids.movedim(d, 0))[0].flatten().unique() if _varies(ids, d) else None
+            return ids.shape[d] if channels is None else _Size.of(ids.shape[d], channels)
+
+        return size(dim) if dim is not None else tuple(size(d) for d in range(ids.dim()))
+
+    def op_getattr(self, ids: Tensor, attribute: str) -> Any:
+        if attribute == "shape":
+            return self.op_size(ids)
+        tensor = next(self.module.parameters())
+        facts = {"ndim": ids.dim(), "device": tensor.device, "dtype": tensor.dtype, "is_cuda": tensor.is_cuda}
+        if attribute not in facts:
+            raise TraceError(f"the attribute {attribute!r} of a value is not understood (at {self.node})")
+        return facts[attribute]
+
+    def op_dim(self, ids: Tensor) -> int:
+        return ids.dim()
+
+
+def _varies(ids: Tensor, dimension: int) -> bool:
+    """Whether different channels stand along this dimension, so that it shrinks when some are removed."""
+    if ids.shape[dimension] == 1 or ids.stride(dimension) == 0:
+        return False
+    ids = _narrowed(ids)[0]
+    return bool((ids != ids.narrow(dimension, 0, 1)).any())
+
+
+def _varies_beside(ids: Tensor, dimension: int) -> bool:
+    return any(_varies(ids, other) for other in range(ids.dim()) if other != dimension % ids.dim())
+
+
+def _narrowed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Without the copies: where all of these are expanded, one place stands for all."""
+    for dimension in range(tensors[0].dim()):
+        if all(item.stride(dimension) == 0 for item in tensors):
+            tensors = tuple(item.narrow(dimension, 0, 1) for item in tensors)
+    return tensors
+
+
+def _spread(channels: Tensor, space: Sequence[int]) -> Tensor:
+    """``(channels,)`` to ``(1, channels, *space)`` without copies; what it was made from stays at hand."""
+    result: Any = channels.view(1, -1, *[1] * len(space)).expand(1, -1, *space)
+    result.channels = channels
+    return result
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, _Constant):
+        return item.tensor
+    return int(item) if isinstance(item, _Size) else item
+
+
+def _number(item: Any) -> Any:
+    """A number that does not depend on how many channels there are, or nothing."""
+    if isinstance(item, _Constant):
+        return item.tensor.detach().double() if item.tensor.numel() == 1 else None
+    return int(item) if isinstance(item, _Size) else item if isinstance(item, int | float) else None
 
 
 def _flat(args: Any) -> list:
-    if isinstance(args, tuple | list):
-        return [item for arg in args for item in _flat(arg)]
-    return [args]
+    if isinstance(args, _Constant):
+        return [args]
+    if isinstance(args, dict):
+        args = args.values()
+    elif isinstance(args, slice):
+        args = (args.start, args.stop, args.step)
+    elif not isinstance(args, tuple | list):
+        return [args]
+    return [item for arg in args for item in _flat(arg)]
+
+
+def _tensors(args: Any) -> list[Tensor]:
+    return [item for item in _flat(args) if isinstance(item, Tensor)]

@@ -151,13 +151,18 @@ class Evidence:
         else:
             found = {need: self.kinds[need].of(name, where) for need in criterion.needs}
             scores = criterion.function(matrix(self.layers[name].weight, where), **found)
-        if scores.shape != where.shape[:1] or not scores.isfinite().all():
-            raise ValueError(
-                f"criterion {criterion.name!r} must return one finite number for each of the {len(where)} "
-                f"groups of layer {name!r}; it returned shape {tuple(scores.shape)}"
-                + ("" if scores.isfinite().all() else " with infinite or NaN values")
-            )
-        return scores
+        return checked(scores, criterion, len(where), name)
+
+
+def checked(scores: Tensor, criterion: Method, groups: int, name: str) -> Tensor:
+    """The scores that ``criterion`` gave the groups of layer ``name``, if there is a finite one for each."""
+    if scores.shape != (groups,) or not scores.isfinite().all():
+        raise ValueError(
+            f"criterion {criterion.name!r} must return one finite number for each of the {groups} "
+            f"groups of layer {name!r}; it returned shape {tuple(scores.shape)}"
+            + ("" if scores.isfinite().all() else " with infinite or NaN values")
+        )
+    return scores
 
 
 def _batches(data: Batches, seed: int) -> tuple[Iterator[tuple[Tensor, Tensor]], int | None]:

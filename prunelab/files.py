@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from prunelab.basics import Network, whole_file
 from prunelab.channels import trace
+from prunelab.planning import keep_from
 from prunelab.sparsify import masks, set_mask
-from prunelab.surgery import keep_from, pruning_record, rebuild, set_pruning_record
+from prunelab.surgery import pruning_record, rebuild, set_pruning_record
 
 
 def save(model: nn.Module, path: str | os.PathLike) -> Path:
@@ -73,7 +74,7 @@ def load(path: str | os.PathLike, model: Network) -> Network:
 
 
 def _shrunk(model: Network, pruned: dict, path: Path) -> Network:
-    channels = trace(model, torch.zeros(pruned["example"]))
+    channels = trace(model, tuple(torch.zeros(shape) for shape in pruned["example"]))
     made, kept = channels.makers(), pruned["kept"]
     if set(made) != set(kept) or any(max(kept[name]) >= len(filters) for name, filters in made.items()):
         name = type(model).__name__

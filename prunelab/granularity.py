@@ -22,11 +22,11 @@ import torch
 from einops import EinopsError, rearrange
 from torch import Tensor, nn
 
+from prunelab.operations import CONVOLUTIONS, TRANSPOSED
 from prunelab.registry import Method, register
 from prunelab.selection import best_in_group, best_pattern
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 Granularity = str | Callable[..., Tensor] | Method
 

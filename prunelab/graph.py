@@ -6,16 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from prunelab.channels import (
-    ACTIVATION_FUNCTIONS,
-    ACTIVATIONS,
-    NORMS,
-    PASS_FUNCTIONS,
-    PASSES,
-    SUMS,
-    TraceError,
-    symbolic,
-)
+from prunelab import operations as ops
+from prunelab.channels import TraceError, symbolic
 
 
 @dataclass(frozen=True)
@@ -33,17 +25,17 @@ class Behind:
     features: str
 
 
-def behind(model: nn.Module, layers: list[str]) -> tuple[fx.GraphModule, dict[str, Behind]]:
+def behind(model: nn.Module, layers: list[str]) -> tuple[fx.Graph, dict[str, Behind]]:
     """Trace ``model`` and find what follows each of ``layers``, at its last use.
 
     Raises:
         TraceError: ``torch.fx`` cannot trace the network, or it does not call one of the layers.
     """
     graph = symbolic(model)
-    modules = dict(graph.named_modules())
+    modules = dict(model.named_modules())
     found = {
         node.target: _walk(node, modules)
-        for node in graph.graph.nodes
+        for node in graph.nodes
         if node.op == "call_module" and node.target in layers
     }
     for name in layers:
@@ -58,15 +50,17 @@ def _walk(node: fx.Node, modules: dict[str, nn.Module]) -> Behind:
     while len(node.users) == 1:
         (after,) = node.users
         is_module = after.op == "call_module"
-        module, function = (modules[str(after.target)], None) if is_module else (None, after.target)
-        if isinstance(module, ACTIVATIONS) or function in ACTIVATION_FUNCTIONS:
+        module, function = (
+            (modules[str(after.target)], "") if is_module else (None, ops.name_of(after.target))
+        )
+        if isinstance(module, ops.ACTIVATIONS) or function in ops.ACTIVATION_FUNCTIONS:
             return Behind(norm, after.name)
-        if isinstance(module, NORMS):
+        if isinstance(module, ops.BATCH_NORMS):
             if norm is None and not summed:
                 norm = str(after.target)
-        elif function in SUMS:
+        elif function in ops.SUMS:
             summed = True
-        elif not (isinstance(module, PASSES) or function in PASS_FUNCTIONS):
+        elif not (isinstance(module, ops.PASSES) or function in ops.PASS_FUNCTIONS):
             break
         node = after
     return Behind(norm, node.name)

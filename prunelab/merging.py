@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from prunelab import operations as ops
 from prunelab.basics import Network, evaluating
-from prunelab.channels import CONVOLUTIONS, Channels, trace
+from prunelab.channels import Channels, trace
 from prunelab.criteria.correlation import hash_weights
 from prunelab.graph import behind
 from prunelab.sparsify import finalize, masks
@@ -53,8 +54,9 @@ def merge(model: Network, example: Tensor, tolerance: float = 0.0) -> Network:
         if keep.all():
             return result
         _add_columns(result, channels, into)
+        channels.constants.zero_()  # nothing is silenced, so no constants are left to make up for
         result = rebuild(result, channels, keep)
-        pruning_record(result)["example"] = [1, *example.shape[1:]]
+        pruning_record(result)["example"] = [[1, *example.shape[1:]]]
 
 
 def red(model: Network, example: Tensor, tolerance: float = 0.0) -> Network:
@@ -75,7 +77,7 @@ def red(model: Network, example: Tensor, tolerance: float = 0.0) -> Network:
     result = fold(finalize(model) if masks(model) else model)
     with torch.no_grad():
         for module in result.modules():
-            if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)):
                 tensors = list(module.parameters())
                 # weight and bias together: one density of all numbers of a layer
                 hashed = hash_weights(torch.cat([tensor.flatten() for tensor in tensors]))
@@ -90,10 +92,10 @@ def fold(model: Network) -> Network:
     """
     result = copy.deepcopy(model)
     layers = [
-        name for name, module in result.named_modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))
+        name for name, module in result.named_modules() if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear))
     ]
     graph, found = behind(result, layers)
-    uses = [node.target for node in graph.graph.nodes if node.op == "call_module"]
+    uses = [node.target for node in graph.nodes if node.op == "call_module"]
     with evaluating(result):
         for name, after in found.items():
             if after.norm is None or uses.count(name) > 1 or uses.count(after.norm) > 1:
@@ -145,30 +147,26 @@ def _alike(channels: Channels) -> list[list[int]]:
 def _slices(model: nn.Module, channels: Channels, members: list[int]) -> Iterator[Tensor]:
     """Every tensor's slices that make these classes, ``(members, size)``."""
     for name, layer in channels.layers.items():
-        classes = channels.classes[layer.outputs]
-        if not torch.isin(classes, torch.tensor(members)).any():
+        if not torch.isin(channels.classes[layer.outputs], torch.tensor(members)).any():
             continue
-        rows = torch.stack([(classes == number).nonzero().flatten() for number in members])
         module = model.get_submodule(name)
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if tensor.dim() > 0:  # not batch norm's counter
-                yield tensor.detach()[rows.to(tensor.device)].flatten(1)
+        for kind, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            for dimension, ids in channels.slices.get(f"{name}.{kind}", {}).items():
+                if tensor.dim() == 1 or dimension != layer.reads:
+                    classes = channels.classes[ids]
+                    rows = torch.stack([(classes == number).nonzero().flatten() for number in members])
+                    yield tensor.detach().movedim(dimension, 0)[rows.to(tensor.device)].flatten(1)
 
 
 def _add_columns(model: nn.Module, channels: Channels, into: Tensor) -> None:
     """Let the layers that read a merged channel read its representative instead."""
     merged = (into != torch.arange(len(into))).nonzero().flatten().tolist()
     for name, layer in channels.layers.items():
-        module: Any = model.get_submodule(name)
-        classes = channels.classes[layer.inputs]
-        if isinstance(module, CONVOLUTIONS):
-            if module.groups == module.in_channels > 1:
-                continue  # depthwise: each channel has its own filter, which goes with it
-            classes = classes[: len(classes) // module.groups]  # equal places of all groups share their fate
-        elif not isinstance(module, nn.Linear):
+        if layer.reads is None:  # a norm, or depthwise: each channel has its own filter, which goes with it
             continue
+        weight: Any = model.get_submodule(name).weight
+        classes = channels.classes[channels.slices[f"{name}.weight"][layer.reads]]
         with torch.no_grad():
+            by_input = weight.movedim(layer.reads, 0)
             for number in merged:
-                columns = (classes == number).nonzero().flatten()
-                kept = (classes == into[number]).nonzero().flatten()
-                module.weight[:, kept] += module.weight[:, columns]
+                by_input[classes == into[number]] += by_input[classes == number]

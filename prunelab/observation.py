@@ -39,7 +39,7 @@ class Network:
         self.second_order = False  # set by evidence that differentiates gradients
 
     @cached_property
-    def traced(self) -> tuple[fx.GraphModule, dict[str, Behind]]:
+    def traced(self) -> tuple[fx.Graph, dict[str, Behind]]:
         return behind(self.model, list(self.layers))
 
     def norm_behind(self, name: str) -> Any:
@@ -57,8 +57,8 @@ class Network:
 class Recorder(fx.Interpreter):
     """Runs a traced network and keeps some of its values."""
 
-    def __init__(self, graph: fx.GraphModule, names: set[str]):
-        super().__init__(graph)
+    def __init__(self, model: nn.Module, graph: fx.Graph, names: set[str]):
+        super().__init__(model, graph=graph)
         self.extra_traceback = False
         self.names = names
         self.kept: dict[str, Tensor] = {}
@@ -127,7 +127,7 @@ class Batch:
 
     def _run(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         graph, places = self.network.traced
-        recorder = Recorder(graph, {place.features for place in places.values()})
+        recorder = Recorder(self.network.model, graph, {place.features for place in places.values()})
         logits = recorder.run(images)
         return {name: recorder.kept[place.features] for name, place in places.items()}, logits
 

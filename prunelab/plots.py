@@ -18,14 +18,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
+
+from prunelab import registry
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
 KEPT, REMOVED, FADED = BLUE, VERMILION, "#E4E4E4"
 MARKERS = "os^Dvx+"  # beside colour, so that things can be told apart in grey too
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (8, 2)), (0, (5, 1, 1, 1, 1, 1)), (0, (2, 1)))
 HATCHES = (None, "///", "...", "xx", "\\\\\\", "++", "oo")
 WIDTH = 7.0  # inches: the text column of the book, about 700 pixels
 
@@ -99,6 +102,14 @@ def _beside(bars: int, groups: int) -> tuple[float, np.ndarray]:
     """Width of a bar and places ``(bars, groups)``, for groups of bars that stand side by side."""
     width = 0.8 / bars
     return width, np.arange(groups) + (np.arange(bars)[:, None] - (bars - 1) / 2) * width
+
+
+def _plain_log(ax: Axes) -> None:
+    """A logarithmic x axis with numbers such as 0.2 and 5 in place of powers of ten."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _legend_above(ax: Axes, title: str) -> None:
@@ -274,6 +285,24 @@ def curves(
 
 
 @_styled
+def widths(layers: Mapping[str, tuple[int, int]], ax: Axes | None = None, title: str = "") -> Figure:
+    """How many filters each layer had and keeps: ``layers[name]`` is (before, after)."""
+    _check_some("layers", layers)
+    before, after = (np.array(column) for column in zip(*layers.values()))
+    if (after > before).any() or (after < 0).any():
+        raise ValueError("layers: a layer cannot keep more filters than it has, nor fewer than none")
+    figure, ax = _canvas(ax, height=3.2)
+    places = np.arange(len(layers))
+    ax.bar(places, before, 0.85, color=FADED, label="removed")
+    ax.bar(places, after, 0.85, color=KEPT, label="kept")
+    every = -(-len(layers) // 30)  # more names than that would run into each other
+    ax.set_xticks(places[::every], list(layers)[::every], rotation=90, fontsize=7)
+    ax.set(ylabel="filters")
+    _legend_above(ax, title)
+    return figure
+
+
+@_styled
 def bars(
     values: Mapping[str, float],
     ax: Axes | None = None,
@@ -289,6 +318,54 @@ def bars(
     ax.invert_yaxis()
     ax.margins(x=0.12)
     ax.set(title=title, xlabel=xlabel)
+    return figure
+
+
+@_styled
+def dots(
+    rows: Mapping[str, Sequence[float]],
+    groups: Mapping[str, str] | None = None,
+    band: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    xlabel: str = "accuracy",
+    level: float | None = None,
+    title: str = "",
+) -> Figure:
+    """One line of dots for each row: the mean of its runs, and a bar from the lowest to the highest.
+
+    Args:
+        rows: ``{"l1": [0.9], "random": [0.1, 0.3, 0.2]}``, one number for each run.
+        groups: the group of each row, such as its family; rows of one group stand together, a gap between
+            groups, each in a colour and with a marker of its own.
+        band: from where to where to shade, such as the range of the random draws.
+        level: where to draw a dotted line, such as the accuracy of the dense network.
+    """
+    _check_some("rows", rows)
+    groups = groups or {}
+    if groups and (missing := [name for name in rows if name not in groups]):
+        raise ValueError(f"groups lacks {missing}, which rows has")
+    families = list(dict.fromkeys(groups.get(name, "") for name in rows))
+    figure, ax = _canvas(ax, height=0.9 + 0.16 * (len(rows) + len(families)))
+    place, ticks = 0, {}
+    for number, family in enumerate(families):
+        look: dict[str, Any] = {"color": COLOURS[number % 7]}
+        for name, values in rows.items():
+            if groups.get(name, "") != family:
+                continue
+            runs = _array(f"rows[{name!r}]", values, 1, "(runs,)")
+            ax.hlines(place, runs.min(), runs.max(), linewidth=2, alpha=0.5, **look)
+            ax.plot([runs.mean()], [place], marker=MARKERS[number % 7], markersize=5, linestyle="", **look)
+            ticks[name] = place
+            place += 1
+        place += 1
+    if band is not None:
+        ax.axvspan(*band, color=FADED, zorder=0)
+    if level is not None:
+        ax.axvline(level, color="grey", linestyle=":", linewidth=1)
+    ax.set_yticks(list(ticks.values()), list(ticks), fontsize=7)
+    ax.set(ylim=(place - 1, -1), xlabel=xlabel, title=title)
+    ax.grid(axis="y", color=FADED, linewidth=0.5)
+    ax.set_axisbelow(True)
     return figure
 
 
@@ -338,6 +415,78 @@ def comparison(
 
 
 @_styled
+def front(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    front: Sequence[tuple[float, float]],
+    ax: Axes | None = None,
+    xlabel: str = "cost",
+    ylabel: str = "accuracy",
+    title: str = "",
+) -> Figure:
+    """Networks as points ``{"label": (costs, accuracies)}``, and the best accuracy that a budget buys.
+
+    Args:
+        front: the points ``(cost, accuracy)`` that no other beats, in rising order of cost: the corners of a
+            staircase.
+    """
+    _check_some("series", series)
+    _check_some("front", front)
+    figure, ax = _canvas(ax)
+    for j, (name, (costs, accuracies)) in enumerate(series.items()):
+        if np.shape(costs) != np.shape(accuracies):
+            raise ValueError(f"series[{name!r}]: {np.size(costs)} costs, {np.size(accuracies)} accuracies")
+        ax.scatter(costs, accuracies, color=COLOURS[j % 7], marker=MARKERS[j % 7], label=name, zorder=3)
+    steps, best = zip(*front, strict=True)
+    right = max(steps[-1], *(np.max(costs) for costs, _ in series.values()))
+    look: dict[str, Any] = {"color": "grey", "linewidth": 1, "linestyle": "--"}
+    ax.step([*steps, right], [*best, best[-1]], where="post", label="best for this budget", **look)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    _legend_above(ax, title)
+    return figure
+
+
+@_styled
+def speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Time as a multiple of the dense network's, against sparsity: one panel for each batch size.
+
+    Args:
+        rows: those of ``results/speed.json``, one for each network that was timed: ``method``, ``sparsity``,
+            ``theory`` (the time as a multiple of dense, if only FLOPs of non-zero weights took any) and
+            ``latency``, by batch size the ``median``, ``lower`` and ``upper`` quartile in seconds. The row of
+            method ``"dense"`` is the reference.
+    """
+    dense = [row for row in rows if row["method"] == "dense"]
+    methods = {row["method"]: [r for r in rows if r["method"] == row["method"]] for row in rows}
+    if len(dense) != 1 or len(methods) < 2:
+        found = [row["method"] for row in rows]
+        raise ValueError(f"rows must hold one of method 'dense' and others to compare with it, got {found}")
+    del methods["dense"]
+    figure, axes = panels(len(dense[0]["latency"]), height=3.4, squeeze=False, sharey=True)
+    for ax, (batch_size, reference) in zip(axes[0], dense[0]["latency"].items(), strict=True):
+        ax.axhline(1, color="grey", linewidth=1)
+        for j, (method, measured) in enumerate(methods.items()):
+            places = [row["sparsity"] for row in measured]
+            seconds = [
+                [row["latency"][batch_size][key] for key in ("lower", "median", "upper")] for row in measured
+            ]
+            lower, median, upper = np.transpose(seconds) / reference["median"]
+            look: dict[str, Any] = {"color": COLOURS[j % 7], "marker": MARKERS[j % 7], "markersize": 4}
+            spread = np.stack([median - lower, upper - median])
+            ax.errorbar(places, median, spread, linewidth=1.2, capsize=2, label=method, **look)
+            if j == 0:
+                look = {"color": BLACK, "linestyle": ":", "linewidth": 1.2, "label": f"theory, {method}"}
+                ax.plot(places, [row["theory"] for row in measured], **look)
+        ax.set(title=f"batch size {batch_size}", xlabel="sparsity", yscale="log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
+    axes[0][0].set_ylabel("time, as a multiple of dense")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+@_styled
 def history(epochs: Sequence[Mapping[str, float]], title: str = "") -> Figure:
     """Training curves from one record per epoch: ``epoch`` and any of ``loss``, ``train_accuracy`` and
     ``validation_accuracy``.
@@ -358,6 +507,110 @@ def history(epochs: Sequence[Mapping[str, float]], title: str = "") -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel="accuracy")
+    figure.suptitle(title)
+    return figure
+
+
+# --- schedules and penalties -------------------------------------------------------------------------
+
+
+@_styled
+def schedules(
+    names: Sequence[str | Callable[[float], float]] | None = None, ax: Axes | None = None, title: str = ""
+) -> Figure:
+    """How much is removed by when: each schedule as a line over the share of the training that is over.
+
+    Args:
+        names: schedules, or functions of ``t`` in 0..1; by default all of ``pl.methods("schedule")``.
+    """
+    if names is None:
+        names = [method.name for method in registry.methods("schedule")]
+    _check_some("names", names)
+    figure, ax = _canvas(ax, height=3.4)
+    t = np.linspace(0, 1, 2001)  # fine enough for a jump to look upright
+    for j, name in enumerate(names):
+        method = registry.find("schedule", name)
+        shares = [method.function(float(share)) for share in t]
+        look: dict[str, Any] = {"color": COLOURS[j % 7], "linestyle": DASHES[j % 7]}
+        ax.plot(t, shares, linewidth=1.6, label=method.name.replace("_", " "), **look)
+    ax.set(xlabel="share of the training that is over", ylabel="share of the final amount", title=title)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3.5)
+    return figure
+
+
+@_styled
+def regularisation_path(
+    strengths: Sequence[float],
+    coefficients: Any,
+    truth: Sequence[float] | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Figure:
+    """Coefficients ``(strengths, variables)`` against the strength of the penalty.
+
+    Args:
+        strengths: above 0, on a logarithmic axis; zero penalty is far to the left.
+        truth: the coefficients that the data were made with: variables whose own is not zero are coloured and
+            numbered, with a dotted line at the true value; the others are grey. By default all are coloured.
+    """
+    x = _array("strengths", strengths, 1, "(strengths,)")
+    paths = _array("coefficients", coefficients, 2, "(strengths, variables)")
+    if len(paths) != len(x):
+        raise ValueError(f"coefficients of shape {paths.shape} do not fit {len(x)} strengths")
+    true = np.full(paths.shape[1], np.nan) if truth is None else _array("truth", truth, 1, "(variables,)")
+    if len(true) != paths.shape[1]:
+        raise ValueError(f"truth of {len(true)} variables does not fit coefficients of shape {paths.shape}")
+    figure, ax = _canvas(ax, height=3.4)
+    weakest, coloured = x.argmin(), 0
+    for variable, path in enumerate(paths.T):
+        if true[variable] == 0:
+            label = None if (true[:variable] == 0).any() else "true coefficient is zero"
+            ax.plot(x, path, color="grey", linewidth=1, alpha=0.7, label=label)
+            continue
+        look: dict[str, Any] = {"color": COLOURS[coloured % 7], "linestyle": DASHES[coloured % 7]}
+        coloured += 1
+        ax.plot(x, path, linewidth=2, label=f"variable {variable}", **look)
+        beside: dict[str, Any] = {"xytext": (-6, 0), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(str(variable), (x[weakest], path[weakest]), va="center", color=look["color"], **beside)
+        if np.isfinite(true[variable]):
+            ax.axhline(true[variable], color=look["color"], linestyle=":", linewidth=1, alpha=0.7)
+    ax.axhline(0, color=BLACK, linewidth=0.6)
+    _plain_log(ax)
+    ax.set(xlabel="strength λ of the penalty", ylabel="coefficient")
+    _legend_above(ax, title)
+    return figure
+
+
+@_styled
+def support_recovery(
+    shares: Sequence[float], recovery: Mapping[str, Mapping[str, Sequence[float]]], title: str = ""
+) -> Figure:
+    """Which groups a penalty finds, against its strength: the share of the true groups and of the false ones
+    that have a coefficient other than zero, and the share of problems in which all groups are right.
+
+    Args:
+        shares: the strength as a share, above 0 to 1, of the smallest at which everything is zero.
+        recovery: for each method the lists ``true_found``, ``false_found`` and ``exact``, as in
+            ``results/group_lasso.json``.
+    """
+    _check_some("recovery", recovery)
+    x = _array("shares", shares, 1, "(strengths,)")
+    figure, axes = panels(3, height=2.9, sharey=True)
+    titles = {"true_found": "true groups found", "false_found": "false groups found", "exact": "all right"}
+    for ax, (key, what) in zip(axes, titles.items(), strict=True):
+        for j, (name, found) in enumerate(recovery.items()):
+            if key not in found:
+                raise ValueError(f"recovery[{name!r}] lacks {key!r}: it has {list(found)}")
+            y = _array(f"recovery[{name!r}][{key!r}]", found[key], 1, "(strengths,)")
+            if len(y) != len(x):
+                raise ValueError(f"recovery[{name!r}][{key!r}] has {len(y)} values for {len(x)} shares")
+            look: dict[str, Any] = {"color": COLOURS[j % 7], "marker": MARKERS[j % 7]}
+            ax.plot(x, y, markersize=3, label=name, **look)
+        ax.set(title=what, xlabel="strength, relative", ylim=(-0.03, 1.03))
+        _plain_log(ax)
+    axes[0].set_ylabel("share of groups")
+    axes[2].set_ylabel("share of problems")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(recovery))
     figure.suptitle(title)
     return figure
 

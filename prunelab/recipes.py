@@ -181,11 +181,11 @@ def network_slimming(
     progress: bool = True,
     **training: Any,
 ) -> Result:
-    r"""Train with :math:`\lambda \sum |\gamma|` on batch norm's scales, cut the channels with the smallest
-    :math:`|\gamma|` of all layers, fine-tune (Liu et al., 2017, section 3).
+    r"""Train with an L1 penalty on batch norm's scales, cut the channels with the smallest scales of all
+    layers, fine-tune (Liu et al., 2017, section 3).
 
     Args:
-        strength: :math:`\lambda`.
+        strength: :math:`\lambda` of the penalty :math:`\lambda \sum |\gamma|`, the scales' magnitudes.
         amount: share of the removable channels to cut out.
     """
     trainings = _Trainings("network_slimming", locals())

@@ -29,10 +29,10 @@ from torch.nn.utils import parametrize
 from prunelab import granularity as granularities
 from prunelab import registry
 from prunelab.basics import Network
-from prunelab.channels import NORMS
 from prunelab.criteria import Criterion
 from prunelab.granularity import Granularity
 from prunelab.graph import behind
+from prunelab.operations import BATCH_NORMS
 from prunelab.registry import register
 from prunelab.sparsify import Mask, finalize, masks, new_masks, set_mask, sparsifiable
 from prunelab.training import Callback, Run
@@ -127,7 +127,7 @@ class _Shrinking(Callback):
     "regulariser", name="l1", family="weights", cite="tibshirani1996regression", section="regularisation/l1"
 )
 class L1(_Shrinking):
-    r"""Lasso: :math:`\lambda \sum_k |w_k|` over all weights (Tibshirani, 1996).
+    r"""L1 penalty on all weights (lasso): :math:`\lambda \sum_k |w_k|` (Tibshirani, 1996).
 
     The pull on a weight does not fade as it gets smaller, unlike weight decay's, so unneeded weights reach
     zero. Biases and batch norms are left alone.
@@ -154,8 +154,8 @@ class L1(_Shrinking):
     section="regularisation/network-slimming",
 )
 class BatchNormL1(_Shrinking):
-    r"""Network slimming: :math:`\lambda \sum_{\gamma} |\gamma|` over the scales of all batch norms (Liu et
-    al., 2017, equation 1).
+    r"""L1 penalty on the scales of all batch norms (network slimming): :math:`\lambda \sum_{\gamma} |\gamma|`
+    (Liu et al., 2017, equation 1).
 
     A channel whose scale comes close to zero passes on a constant, and can be removed (criterion
     ``"bn_scale"``). The paper follows the subgradient, ``proximal=False``.
@@ -172,7 +172,7 @@ class BatchNormL1(_Shrinking):
         found = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, NORMS) and module.affine
+            if isinstance(module, BATCH_NORMS) and module.affine
         }
         if not found:
             raise ValueError(f"{type(model).__name__} has no batch norm with a scale: regularise the weights")
@@ -187,8 +187,8 @@ class BatchNormL1(_Shrinking):
     section="regularisation/group-lasso",
 )
 class GroupLasso(_Shrinking):
-    r"""Group lasso: :math:`\lambda \sum_g \sqrt{d_g} \, \lVert w_g \rVert_2`, groups that go to zero together
-    (Yuan & Lin, 2006; for the groups of a network: Wen et al., 2016).
+    r"""Penalty under which whole groups go to zero (group lasso): :math:`\lambda \sum_g \sqrt{d_g} \, \lVert
+    w_g \rVert_2` (Yuan & Lin, 2006; for the groups of a network: Wen et al., 2016).
 
     At granularity ``"weight"`` it is L1. A filter that has become zero may still pass on a constant, the
     shift of the batch norm behind it; physical removal drops that, too. A batch norm also hides how long a

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import prunelab as pl
 from prunelab import plots
 
 
@@ -29,6 +30,10 @@ FIGURES = {
     "curves": lambda ax: plots.curves({"l1": ([0, 1], [0.9, 0.1])}, ax, levels={"chance": 0.1}),
     "bars": lambda ax: plots.bars({"add": 0.9, "read": 640}, ax, log=True),
     "comparison": lambda ax: plots.comparison({"dense": {"MACs": 4}, "small": {"MACs": 1}}, ax=ax),
+    "dots": lambda ax: plots.dots({"l1": [0.9], "random": [0.1, 0.3]}, band=(0.1, 0.3), ax=ax, level=0.9),
+    "schedules": lambda ax: plots.schedules(["linear", "agp"], ax),
+    "regularisation_path": lambda ax: plots.regularisation_path([1, 2], [[1, 1], [0, 0]], [2, 0], ax),
+    "front": lambda ax: plots.front({"l1": ([1, 2], [0.5, 0.9])}, [(1, 0.5), (2, 0.9)], ax),
     "network_sketch": lambda ax: plots.network_sketch([torch.ones(3, 2), torch.ones(2, 3)], ax),
 }
 
@@ -140,11 +145,99 @@ def test_legends_stand_above_the_data_and_the_title_above_them():
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
+def test_front_draws_a_staircase_as_far_as_the_dearest_network():
+    ax = plots.front({"l1": ([1, 3], [0.5, 0.8]), "dense": ([4], [0.7])}, [(1, 0.5), (3, 0.8)]).axes[0]
+    (stairs,) = ax.lines
+    assert stairs.get_xydata().tolist() == [[1, 0.5], [3, 0.8], [4, 0.8]]
+    assert stairs.get_drawstyle() == "steps-post", "a budget of 2 buys what costs 1"
+    assert legend(ax) == ["l1", "dense", "best for this budget"]
+    assert [points.get_offsets().tolist() for points in ax.collections] == [[[1, 0.5], [3, 0.8]], [[4, 0.7]]]
+
+
+def test_speed_draws_a_panel_for_each_batch_size_relative_to_dense():
+    def row(method, sparsity, theory, low, middle, high):
+        quartiles = {"lower": low, "median": middle, "upper": high}
+        twice = {key: 2 * seconds for key, seconds in quartiles.items()}
+        latency = {"1": quartiles, "64": twice if method == "dense" else quartiles}
+        return {"method": method, "sparsity": sparsity, "theory": theory, "latency": latency}
+
+    rows = [row("dense", 0, 1, 9, 10, 11), row("CSR", 0.5, 0.5, 20, 30, 50), row("CSR", 0.9, 0.1, 7, 8, 10)]
+    rows.append(row("pruned", 0.5, 0.4, 5, 5, 5))
+    figure = plots.speed(rows)
+    assert [ax.get_title() for ax in figure.axes] == ["batch size 1", "batch size 64"]
+    for ax, reference in zip(figure.axes, (10, 20), strict=True):
+        csr, pruned = ax.containers
+        np.testing.assert_allclose(csr.lines[0].get_xydata(), [[0.5, 30 / reference], [0.9, 8 / reference]])
+        segments = [bar[:, 1] for bar in csr.lines[2][0].get_segments()]
+        np.testing.assert_allclose(np.array(segments) * reference, [[20, 50], [7, 10]])
+        np.testing.assert_allclose(pruned.lines[0].get_ydata(), [5 / reference])
+        assert ax.get_yscale() == "log"
+        assert any(list(line.get_ydata()) == [1, 1] for line in ax.lines), "the dense network"
+        (theory,) = [line for line in ax.lines if line.get_label() == "theory, CSR"]
+        assert theory.get_xydata().tolist() == [[0.5, 0.5], [0.9, 0.1]]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"CSR", "theory, CSR", "pruned"}
+    figure.canvas.draw()
+
+
 def test_history_draws_what_was_recorded():
     figure = plots.history([{"epoch": 1, "loss": 2.0, "train_accuracy": 0.5}, {"epoch": 2, "loss": 1.0}])
     left, right = figure.axes
     assert left.lines[0].get_ydata().tolist() == [2, 1]
     assert legend(right) == ["training"]  # no validation accuracy, no line for it
+
+
+def test_dots_draw_mean_and_range_with_a_gap_between_families():
+    rows = {"l1": [0.9], "random": [0.1, 0.6, 0.2], "snip": [0.8]}
+    ax = plots.dots(rows, {"l1": "norms", "random": "norms", "snip": "gradient"}, band=(0.1, 0.6)).axes[0]
+    dots = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines]
+    assert dots == [(0.9, 0), (pytest.approx(0.3), 1), (0.8, 3)]
+    assert ax.collections[1].get_segments()[0][:, 0].tolist() == [0.1, 0.6]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(rows)
+    assert len({line.get_marker() for line in ax.lines}) == 2  # one for each family
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+
+
+def test_schedules_draw_all_that_are_registered_each_in_its_own_way():
+    ax = plots.schedules().axes[0]
+    assert legend(ax) == [method.name.replace("_", " ") for method in pl.methods("schedule")]
+    drawn = dict(zip(legend(ax), ax.lines, strict=True))
+    at = {name: line.get_ydata()[np.searchsorted(line.get_xdata(), 0.5)] for name, line in drawn.items()}
+    assert at["linear"] == 0.5 and at["agp"] == 0.875 and at["cosine"] == pytest.approx(0.5)
+    assert at["iterative"] == 0.6  # the third of five steps begins at 0.4
+    ends = {name: line.get_ydata()[-1] for name, line in drawn.items()}
+    assert ends.pop("dense sparse dense") == 0 and set(ends.values()) == {1}
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in ax.lines}) == len(ax.lines)
+
+
+def test_schedules_draw_a_function_of_ones_own():
+    line = plots.schedules([lambda t: t**2]).axes[0].lines[0]
+    assert line.get_ydata()[1000] == 0.25
+
+
+def test_regularisation_path_colours_what_matters():
+    paths = [[3.0, 0.5, -1.0], [1.0, 0.0, -0.5], [0.0, 0.0, 0.0]]
+    ax = plots.regularisation_path([0.1, 1.0, 10.0], paths, truth=[3, 0, -2]).axes[0]
+    first, level, false, third, other_level = ax.lines[:5]
+    assert first.get_ydata().tolist() == [3, 1, 0] and third.get_ydata().tolist() == [-1, -0.5, 0]
+    assert level.get_ydata()[0] == 3 and other_level.get_ydata()[0] == -2  # the true values
+    assert false.get_color() == "grey" and "grey" not in (first.get_color(), third.get_color())
+    assert [text.get_text() for text in ax.texts] == ["0", "2"] and ax.get_xscale() == "log"
+    assert legend(ax) == ["variable 0", "true coefficient is zero", "variable 2"]
+
+
+def test_support_recovery_draws_true_and_false_groups_and_what_is_exact():
+    recovery = {
+        "L1": {"true_found": [0, 1], "false_found": [0, 0.5], "exact": [0, 0]},
+        "group lasso": {"true_found": [0, 1], "false_found": [0, 0.1], "exact": [0, 0.9]},
+    }
+    figure = plots.support_recovery([1, 0.1], recovery)
+    drawn = {ax.get_title(): [line.get_ydata().tolist() for line in ax.lines] for ax in figure.axes}
+    assert drawn == {
+        "true groups found": [[0, 1], [0, 1]],
+        "false groups found": [[0, 0.5], [0, 0.1]],
+        "all right": [[0, 0], [0, 0.9]],
+    }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["L1", "group lasso"]
 
 
 def test_network_sketch_removes_edges_and_the_units_that_lost_them_all():
@@ -189,6 +282,24 @@ def test_pictures_scales_bytes_and_names_classes():
         (lambda: plots.curves({"l1": ([0, 1], torch.zeros(2, 2, 2))}), r"y of shape .*\[?2, 2, 2"),
         (lambda: plots.comparison({"a": {"x": 1}, "b": {}}), r"rows\['b'\] lacks \['x'\]"),
         (lambda: plots.comparison({"a": {"x": 0}}), "holds no measure but zeros"),
+        (lambda: plots.dots({}), "rows is empty"),
+        (lambda: plots.dots({"l1": [1], "l2": [1]}, {"l1": "norms"}), r"groups lacks \['l2'\]"),
+        (lambda: plots.schedules(["agb"]), "schedule='agb': did you mean 'agp'"),
+        (lambda: plots.schedules([]), "names is empty"),
+        (lambda: plots.regularisation_path([1, 2, 3], [[1], [0]]), r"\(2, 1\) do not fit 3 strengths"),
+        (lambda: plots.regularisation_path([1], [[1, 2]], [1]), "truth of 1 variables does not fit"),
+        (lambda: plots.support_recovery([1], {"l1": {"exact": [1]}}), r"recovery\['l1'\] lacks 'true_found'"),
+        (
+            lambda: plots.support_recovery([1], {"l1": {"true_found": [1, 0]}}),
+            r"\['true_found'\] has 2 values for 1 shares",
+        ),
+        (lambda: plots.front({}, []), "series is empty"),
+        (lambda: plots.front({"l1": ([1], [0.5])}, []), "front is empty"),
+        (
+            lambda: plots.front({"l1": ([1], [0.5, 0.6])}, [(1, 0.5)]),
+            r"series\['l1'\]: 1 costs, 2 accuracies",
+        ),
+        (lambda: plots.speed([]), r"rows must hold one of method 'dense' and others .* got \[\]"),
         (lambda: plots.network_sketch([torch.ones(3, 2), torch.ones(2, 4)]), r"weights\[0\] gives 3 outputs"),
         (lambda: plots.coupling(filters=3, removed=3), r"removed must be one of the filters 0..2, got 3"),
         (lambda: plots.pictures(torch.randn(2, 3, 8, 8) * 9), "must lie in 0..1"),

@@ -72,6 +72,19 @@ def test_a_criterion_that_needs_data_gets_training_pictures(model, data):
     assert by_gradient.rows["2"][0.5] == accuracy
 
 
+def test_with_fine_tuning_every_network_is_trained_as_long(model, data):
+    tuned = sensitivity.scan(
+        model, data, amounts=[0.5], layers=["2"], fine_tune=2, lr=0.05, seed=3, progress=False
+    )
+    alone = pl.sparsify(model, granularity="filter", amount=0.5, layers=["2"])
+    for network, found in ((alone, tuned.rows["2"][0.5]), (copy.deepcopy(model), tuned.dense)):
+        pl.fit(network, data, 2, lr=0.05, seed=3, validate=False, progress=False)
+        assert found == pl.evaluate(network, data.validation, progress=False).accuracy
+    assert tuned.fine_tune == 2 and "epochs of fine-tuning: 2" in repr(tuned)
+    assert tuned.dense < 1, "it learned the training pictures' labels, which are random"
+    assert pl.evaluate(model, data.validation, progress=False).accuracy == 1, "the network itself did not"
+
+
 def test_the_table_and_the_picture():
     rows = {f"layer{j}": {0.25: 0.9 - 0.01 * j, 0.5: 0.5} for j in range(9)}
     found = sensitivity.Scan(rows, 0.91, 1000)
@@ -93,6 +106,8 @@ def test_the_table_and_the_picture():
 def test_what_a_scan_refuses(model, data):
     with pytest.raises(ValueError, match="amounts is empty"):
         sensitivity.scan(model, data, amounts=[])
+    with pytest.raises(ValueError, match="fine_tune=-1: must be 0 epochs or more"):
+        sensitivity.scan(model, data, fine_tune=-1)
     with pytest.raises(ValueError, match="layers: '3x'"):
         sensitivity.scan(model, data, layers=["3x"], amounts=[0.5])
     with pytest.raises(ValueError, match="emptied completely"):

@@ -151,7 +151,7 @@ def entropy(groups: Tensor, pooled: Tensor, bins: int = 16) -> Tensor:
 )
 def hrank(maps: Tensor) -> Tensor:
     r"""HRank: the rank of a feature map as a matrix, :math:`s_j = \mathrm{rank}(Z_j)` with :math:`Z_j \in
-    \mathbb{R}^{h \times w}` (Lin et al., 2020, section 3.2).
+    \mathbb{R}^{h \times w}` (Lin et al., 2020).
 
     A map of low rank holds little that its rows do not share. Deep layers have small maps and so few possible
     ranks; a linear layer has 1 x 1 maps, and its rank only says whether a unit is silent.
@@ -175,7 +175,7 @@ def hrank(maps: Tensor) -> Tensor:
 )
 def chip(maps: Tensor) -> Tensor:
     r"""Channel independence (CHIP): :math:`s_j = \lVert A \rVert_* - \lVert M_j \odot A \rVert_*`, the loss
-    of nuclear norm when map ``j`` is blanked (Sui et al., 2021, section 3).
+    of nuclear norm when map ``j`` is blanked (Sui et al., 2021).
 
     :math:`A \in \mathbb{R}^{n \times hw}` has one map of the picture in each row, :math:`M_j` zeroes row
     ``j``, and the nuclear norm is the sum of the singular values: a smooth stand-in for the rank. A map that

@@ -42,7 +42,8 @@ def filter_correlation(groups: Tensor) -> Tensor:
     :math:`\rho_{jk}` is Pearson's correlation of the members of two groups. Dividing by the layer's
     strongest correlation is the paper's way to make layers comparable; inside one layer it changes nothing.
     The paper measures a channel by the kernels that read it, which is this function at the granularity
-    ``channel``, with one correlation over all places of a kernel instead of a mean over them.
+    ``channel``, with one correlation over all places of a kernel instead of a mean over them; and it adds
+    two terms for the parameters and the operations that a channel costs, which are left out.
 
     Args:
         groups: ``(n, d)``, one row per group. A group whose members are all equal correlates with nothing;
@@ -264,9 +265,9 @@ def hash_weights(weights: Tensor) -> Tensor:
     r"""Replace every weight by the nearest mode of the layer's weight density: :math:`h(w) = M_i` for
     :math:`w` between the minima :math:`m_i` and :math:`m_{i+1}` of the density (RED, Yvinec et al., 2021).
 
-    The density is a sum of Gaussians, one on each weight, as wide as the median gap between neighbouring
-    values; it is worked out on a grid of an eighth of that width. Each mode is rounded to the weight with
-    the highest density, so that exact zeros stay zero.
+    The density is a sum of Gaussians, one on each weight; here they are as wide as the median gap between
+    neighbouring values. It is worked out on a grid of an eighth of that width. Each mode is rounded to the
+    weight with the highest density, so that exact zeros stay zero.
 
     Args:
         weights: any shape; all weights of one layer.

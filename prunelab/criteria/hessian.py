@@ -13,8 +13,8 @@ from prunelab.selection import check_amount
 
 @criterion(family="hessian", cite="lecun1990obd", section="criteria/hessian", needs=("fisher",))
 def obd(groups: Tensor, fisher: Tensor) -> Tensor:
-    r"""Optimal brain damage: :math:`s_j = \frac{1}{2} \sum_k h_{jk} w_{jk}^2`, with the Fisher information as
-    the Hessian's diagonal ``h`` (LeCun et al., 1990, section 2.2).
+    r"""Optimal brain damage with the Fisher information: :math:`s_j = \frac{1}{2} \sum_k h_{jk} w_{jk}^2`,
+    where ``h`` stands for the Hessian's diagonal (LeCun et al., 1990, section 2.2).
 
     The rise of the loss when each weight alone is zeroed at a minimum. The Fisher information (the mean of
     the squared gradients of single pictures) is never negative and equals the Hessian where the network's
@@ -31,8 +31,8 @@ def obd(groups: Tensor, fisher: Tensor) -> Tensor:
 
 @criterion(family="hessian", cite="lecun1990obd", section="criteria/hessian", needs=("hessian_diagonal",))
 def obd_hutchinson(groups: Tensor, hessian_diagonal: Tensor) -> Tensor:
-    r"""Optimal brain damage: :math:`s_j = \frac{1}{2} \sum_k h_{jk} w_{jk}^2`, with Hutchinson's estimate of
-    the Hessian's diagonal ``h`` (LeCun et al., 1990, section 2.2).
+    r"""Optimal brain damage with Hutchinson's estimate: :math:`s_j = \frac{1}{2} \sum_k h_{jk} w_{jk}^2`,
+    where ``h`` is the estimate of the Hessian's diagonal (LeCun et al., 1990, section 2.2).
 
     The estimate is a mean over random signs ``v`` of ``v * Hv``: true on average, but noisy, and negative in
     places, also because a trained network is not exactly at a minimum. The noise is largest where the
@@ -51,7 +51,7 @@ def obd_hutchinson(groups: Tensor, hessian_diagonal: Tensor) -> Tensor:
 @criterion(family="hessian", cite="yu2022hap", section="criteria/hessian", needs=("hessian_diagonal",))
 def hessian_trace(groups: Tensor, hessian_diagonal: Tensor) -> Tensor:
     r"""Hessian-aware pruning (HAP): :math:`s_j = \frac{\mathrm{Tr}(H_{jj})}{2 d} \lVert w_j \rVert_2^2`, with
-    the group's own block :math:`H_{jj}` of the Hessian (Yu et al., 2022, section 3).
+    the group's own block :math:`H_{jj}` of the Hessian (Yu et al., 2022).
 
     The block is taken to curve equally in all directions, by the mean of its ``d`` eigenvalues; that mean is
     far less noisy than the single entries of the diagonal.
