@@ -18,7 +18,7 @@ import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def trace(model: nn.Module, example: Example, *, zeroed: bool = False) -> Channe
     follower.follow(examples)
     unreached = [
         name
-        for name, module in model.named_modules()
+        for name, module in follower.modules.items()
         if hasattr(module, "weight") and name not in follower.found.layers
     ]
     if unreached:  # heads that only training uses (Inception's) read channels, too
@@ -140,10 +140,19 @@ class Tracer(fx.Tracer):
         whole = isinstance(module, (StochasticDepth, FrozenBatchNorm2d))
         return whole or super().is_leaf_module(module, name)
 
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        # As the parent class does, without keeping book of which module called which, which takes most time.
+        name = self.path_of_module(m)
+        if not self.is_leaf_module(m, name):
+            return forward(*args, **kwargs)
+        if kwargs or not all(isinstance(item, fx.Proxy) for item in args):
+            return self.create_proxy("call_module", name, args, kwargs)
+        return self.proxy(self.create_node("call_module", name, tuple(item.node for item in args), {}))
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
-    def iter(self, obj: fx.Proxy) -> Iterator:
+    def iter(self, obj: Any) -> Iterator:
         return iter([obj[i] for i in range(len(obj))]) if _chunks(obj) else super().iter(obj)
 
 
@@ -156,9 +165,9 @@ class _Value(fx.Proxy):
 
 def _chunks(value: fx.Proxy) -> int:
     """Into how many parts ``chunk`` cut, 0 if the value is not from there."""
-    node = value.node
-    known = ops.name_of(node.target) == "chunk" and len(node.args) > 1 and isinstance(node.args[1], int)
-    return node.args[1] if known else 0
+    parts = value.node.args[1:2]
+    known = ops.name_of(value.node.target) == "chunk" and parts and isinstance(parts[0], int)
+    return cast(int, parts[0]) if known else 0
 
 
 def symbolic(model: nn.Module, *, training: bool = False) -> fx.Graph:
@@ -235,7 +244,7 @@ class _Follower(fx.Interpreter):
         self.tensors: dict[int, _Constant] = {}  # by id(): where a parameter was met first
         self.outside: set[int] = set()  # parameters that are used by themselves, too
         self.results: list[Tensor] = []  # what the network returns
-        self.node = ""
+        self.node: fx.Node | None = None  # the one that is running
 
     def follow(self, examples: tuple[Tensor, ...]) -> None:
         with torch.no_grad():
@@ -283,7 +292,7 @@ class _Follower(fx.Interpreter):
         ids = _narrowed(ids)[0].unique()
         ids = ids[ids != FIXED]
         if len(ids):
-            self.found.pins.append(Pin(self.node, reason, ids))
+            self.found.pins.append(Pin(_where(self.node), reason, ids))
 
     def vector(self, ids: Tensor, dimension: int = 1) -> Tensor:
         """The id of each channel, ``(channels,)``. Where its positions come from several channels, these can
@@ -345,14 +354,13 @@ class _Follower(fx.Interpreter):
     # -- running the graph
 
     def run_node(self, node: fx.Node) -> Any:
-        target = node.target if isinstance(node.target, str) else ops.name_of(node.target) or node.target
-        self.node = f"node {node.name!r} ({node.op} {target})"
+        self.node = node
         try:
             return super().run_node(node)
         except TraceError:
             raise
         except Exception as error:
-            raise TraceError(f"the network cannot be followed at {self.node}: {error}") from error
+            raise TraceError(f"the network cannot be followed at {_where(node)}: {error}") from error
 
     def get_attr(self, target: Any, args: tuple, kwargs: dict) -> Any:
         value = self.fetch_attr(target)
@@ -442,13 +450,13 @@ class _Follower(fx.Interpreter):
             return self.functional_convolution(*args, **kwargs)
         return self.opaque(target, args, kwargs, "the operation needs all of them")
 
-    def constant(self, target: Callable, args: Any, kwargs: Any, parameters: Iterable[Tensor] = ()) -> Any:
+    def constant(self, target: Callable, args: Any, kwargs: Any, parameters: Iterable[Any] = ()) -> Any:
         """What does not depend on the picture is computed as it is."""
         items = [item.tensor for item in _flat((args, kwargs)) if isinstance(item, _Constant)]
         self.outside.update(id(item) for item in [*items, *parameters])
-        plain, named = fx.node.map_aggregate((args, kwargs), _plain)
+        plain, named = _map((args, kwargs), _plain)
         result = target(*plain, **named)
-        return fx.node.map_aggregate(result, lambda x: _Constant("", x) if isinstance(x, Tensor) else x)
+        return _map(result, lambda x: _Constant("", x) if isinstance(x, Tensor) else x)
 
     def opaque(self, target: Callable, args: tuple, kwargs: dict, reason: str) -> Any:
         """An operation that mixes channels, or is not known: what goes in stays, what comes out is fixed."""
@@ -463,11 +471,9 @@ class _Follower(fx.Interpreter):
         def stand_in(item: Any) -> Any:  # only the shape of what comes out matters
             return like.new_zeros(item.shape) if isinstance(item, Tensor) else _plain(item)
 
-        plain, named = fx.node.map_aggregate((args, kwargs), stand_in)
+        plain, named = _map((args, kwargs), stand_in)
         result = target(*plain, **named)
-        return fx.node.map_aggregate(
-            result, lambda item: self.fixed(item.shape) if isinstance(item, Tensor) else item
-        )
+        return _map(result, lambda item: self.fixed(item.shape) if isinstance(item, Tensor) else item)
 
     def pin_sizes(self, items: Iterable[Any]) -> None:
         for item in items:
@@ -480,7 +486,7 @@ class _Follower(fx.Interpreter):
         owner, _, kind = name.rpartition(".")
         return getattr(self.modules[owner], kind)
 
-    def parameter(self, owner: str, kind: str) -> _Constant | None:
+    def parameter(self, owner: str, kind: str) -> Any:
         name = f"{owner}.{kind}" if owner else kind
         value = self.tensor(name)
         return None if value is None else _Constant(name, value)
@@ -856,11 +862,20 @@ class _Follower(fx.Interpreter):
         tensor = next(self.module.parameters())
         facts = {"ndim": ids.dim(), "device": tensor.device, "dtype": tensor.dtype, "is_cuda": tensor.is_cuda}
         if attribute not in facts:
-            raise TraceError(f"the attribute {attribute!r} of a value is not understood (at {self.node})")
+            raise TraceError(
+                f"the attribute {attribute!r} of a value is not understood (at {_where(self.node)})"
+            )
         return facts[attribute]
 
     def op_dim(self, ids: Tensor) -> int:
         return ids.dim()
+
+
+def _where(node: fx.Node | None) -> str:
+    if node is None:
+        return "the whole"
+    target = node.target if isinstance(node.target, str) else ops.name_of(node.target) or node.target
+    return f"node {node.name!r} ({node.op} {target})"
 
 
 def _varies(ids: Tensor, dimension: int) -> bool:
@@ -888,6 +903,9 @@ def _spread(channels: Tensor, space: Sequence[int]) -> Tensor:
     result: Any = channels.view(1, -1, *[1] * len(space)).expand(1, -1, *space)
     result.channels = channels
     return result
+
+
+_map: Callable[[Any, Callable[[Any], Any]], Any] = fx.node.map_aggregate  # mypy: our values are not fx's
 
 
 def _plain(item: Any) -> Any:

@@ -101,7 +101,7 @@ def _reads(module: Any) -> bool:
 # --------------------------------------------------------------------------------------------- order
 
 
-def tied(channels: Channels) -> dict[tuple[str, ...], list[int]]:
+def tied(channels: Channels) -> dict[tuple[str, ...], Tensor]:
     """The removable classes, by the set of layers that make them."""
     makers = channels.makers()
     names = list(makers)
@@ -109,13 +109,14 @@ def tied(channels: Channels) -> dict[tuple[str, ...], list[int]]:
     for column, filters in enumerate(makers.values()):
         made[filters, column] = True
     free = channels.free.nonzero().flatten()
-    sets: dict[bytes, list[int]] = {}  # by the row of `made`, packed
-    for number, row in zip(free.tolist(), np.packbits(made[free].numpy(), axis=1)):
-        sets.setdefault(row.tobytes(), []).append(number)
-    return {
-        tuple(names[column] for column in made[members[0]].nonzero().flatten().tolist()): members
-        for members in sets.values()
-    }
+    rows = np.ascontiguousarray(np.packbits(made[free].numpy(), axis=1))
+    rows = rows.view(np.dtype((np.void, rows.shape[1]))).ravel()  # a whole row as one value
+    _, first, which = np.unique(rows, return_index=True, return_inverse=True)
+    sets = {}
+    for number in first.argsort():  # in the order in which the network makes them
+        members = free[torch.from_numpy(which == number)]
+        sets[tuple(names[column] for column in made[members[0]].nonzero().flatten().tolist())] = members
+    return sets
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def order(
         most: the largest share of a layer's filters that may go, 0..1.
         exclude: names of layers, or of modules around them, that stay as they are.
     """
-    sets = {names: torch.tensor(members) for names, members in tied(channels).items()}
+    sets = tied(channels)
     makers = channels.makers()
     excluded = _named(makers, exclude)
     if any(scores[members].isnan().any() for members in sets.values()):

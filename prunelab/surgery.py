@@ -92,9 +92,8 @@ def rebuild(model: Network, channels: Channels, keep: Tensor) -> Network:
             parameter = isinstance(tensor, nn.Parameter)
             smaller[id(tensor)] = nn.Parameter(sliced, tensor.requires_grad) if parameter else sliced
     small = _copy(model, smaller)
-    modules = dict(small.named_modules(remove_duplicate=False))
     for (owner, attribute), ids in channels.counts.items():
-        setattr(modules[owner], attribute, int(kept[ids].sum()))
+        setattr(smaller[id(modules[owner])], attribute, int(kept[ids].sum()))
     for name, (front, back) in channels.pads.items():
         pad: Any = small.get_submodule(name)
         pad.padding = (*pad.padding[:-2], int(kept[front].sum()), int(kept[back].sum()))
@@ -120,17 +119,27 @@ def _copy(module: Any, known: dict[int, Any]) -> Any:
     result = known[id(module)] = module.__new__(type(module))
     for key, value in module.__dict__.items():
         if key in ("_parameters", "_buffers"):
-            copied: Any = {name: copy.deepcopy(tensor, known) for name, tensor in value.items()}
+            copied: Any = {name: _copy_tensor(tensor, known) for name, tensor in value.items()}
         elif key == "_modules":
             copied = {name: item if item is None else _copy(item, known) for name, item in value.items()}
         elif isinstance(value, dict | set) and not value:
             copied = type(value)()
-        elif isinstance(value, bool | int | float | str | None):
+        elif isinstance(value, bool | int | float | str | None) or (
+            isinstance(value, tuple) and all(isinstance(item, int) for item in value)
+        ):
             copied = value
         else:
             copied = copy.deepcopy(value, known)
         result.__dict__[key] = copied
     return result
+
+
+def _copy_tensor(tensor: Any, known: dict[int, Any]) -> Any:
+    if id(tensor) not in known and type(tensor) in (Tensor, nn.Parameter) and tensor.is_leaf:
+        copied = tensor.detach().clone()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        known[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+    return copy.deepcopy(tensor, known) if id(tensor) not in known else known[id(tensor)]
 
 
 def _fold_constants(model: nn.Module, small: nn.Module, channels: Channels, kept: Tensor) -> None:
