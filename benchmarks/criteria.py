@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import prunelab as pl
-from prunelab import basics, channels, registry, regularisers, surgery
+from prunelab import basics, channels, planning, registry, regularisers, surgery
 
 RESULTS = Path(__file__).parents[1] / "results" / "criteria.json"
 REASONS = RESULTS.with_name("criteria_reasons.json")
@@ -50,9 +50,9 @@ def accuracies(model, data, method: registry.Method, seed: int) -> dict[str, lis
     result = {}
     for scope in SCOPES:
         if scope == SCOPES[0] or method.normalise is not None:  # else the scores are the same
-            scores = surgery.channel_scores(model, found, method, scope=scope, data=data.train, seed=seed)
+            scores = planning.channel_scores(model, found, method, scope=scope, data=data.train, seed=seed)
         result[scope] = [
-            remaining(source, data, found, surgery.channels_to_keep(found, scores, amount, scope))
+            remaining(source, data, found, planning.order(found, scores, scope).at(amount))
             for amount in AMOUNTS
         ]
     return result
@@ -141,13 +141,13 @@ def write(path: Path, result: dict) -> None:
 def examine(model, data) -> dict:
     """What is found when a suspect is put right: signs dropped, size brought back, layers made comparable."""
     found = channels.trace(model, data.example)
-    tied = {" + ".join(names): torch.tensor(members) for names, members in surgery._tied(found).items()}
+    tied = {" + ".join(names): members for names, members in planning.tied(found).items()}
 
     def scored(method: registry.Method, scope: str = "local", seed: int = 0) -> Tensor:
-        return surgery.channel_scores(model, found, method, scope=scope, data=data.train, seed=seed)
+        return planning.channel_scores(model, found, method, scope=scope, data=data.train, seed=seed)
 
     def left(scores: Tensor, scope: str) -> list[float]:
-        keeps = (surgery.channels_to_keep(found, scores, amount, scope) for amount in AMOUNTS)
+        keeps = (planning.order(found, scores, scope).at(amount) for amount in AMOUNTS)
         return [remaining(model, data, found, keep) for keep in keeps]
 
     def in_both(scores: Tensor) -> dict[str, list[float]]:
@@ -196,7 +196,7 @@ def examine(model, data) -> dict:
         "redundancy": registry.find("criterion", "redundancy"),
     }.items():
         scores = scored(changed, "global")
-        gone = [~surgery.channels_to_keep(found, scores, amount, "global") for amount in AMOUNTS]
+        gone = [~planning.order(found, scores, "global").at(amount) for amount in AMOUNTS]
         result["across_layers"][name] = {
             "accuracy": left(scores, "global"),
             "removed": {layers: [g[m].double().mean().item() for g in gone] for layers, m in tied.items()},

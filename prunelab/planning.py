@@ -137,6 +137,10 @@ class Order:
     units: list[int]
     total: int
 
+    def at(self, amount: float, round_to: int = 1) -> Tensor:
+        """Which classes stay when a share ``amount`` of them goes, ``(classes,)`` bool."""
+        return self.keep(int((self.shares < amount).sum()), round_to)
+
     def keep(self, count: int, round_to: int = 1) -> Tensor:
         """Which classes stay when the first ``count`` go, ``(classes,)`` bool; of each set so many more stay
         that the number of its filters is a multiple of ``round_to``.
@@ -358,6 +362,7 @@ def plan(
     exclude: Iterable[str] = (),
     data: Batches | None = None,
     seed: int = 0,
+    zeroed: bool = False,
 ) -> Plan:
     """Decide which channels would go; nothing is removed yet.
 
@@ -380,12 +385,13 @@ def plan(
         exclude: names of layers, or of modules around them, that keep all their filters.
         data: what the criterion measures on, if it needs data; never the test split.
         seed: for criteria that draw random numbers.
+        zeroed: see :func:`prunelab.prune`.
     Raises:
         ValueError: an unknown name, a number out of range, two targets, data missing, nothing to remove.
         TraceError: the network cannot be traced.
     """
     source = plain(model)
-    channels = trace(source, example)
+    channels = trace(source, example, zeroed=zeroed)
     decision = decide(
         model, source, example, channels, criterion=criterion, amount=amount, params=params, flops=flops,
         latency=latency, scope=scope, reduce=reduce, round_to=round_to, most=most, exclude=exclude, data=data,
@@ -458,7 +464,7 @@ def decide(
     scores = channel_scores(model, channels, rank, scope=scope, reduce=reduce, data=data, seed=seed)
     ranking = order(channels, scores, scope, most=most, exclude=exclude)
     if target == "amount":
-        keep = ranking.keep(int((ranking.shares < value).sum()), round_to)
+        keep = ranking.at(value, round_to)
         return Decision(keep, {target: value, "reached": float(1 - keep[channels.free].double().mean())})
     seconds = LatencyTable(source, inputs(example), channels).seconds if target == "latency" else None
     costs = Costs(source, channels, example)

@@ -19,7 +19,13 @@ from prunelab.planning import Plan
 
 
 def prune(
-    model: Network, example: Example, *, plan: Plan | None = None, data: Batches | None = None, **choice: Any
+    model: Network,
+    example: Example,
+    *,
+    plan: Plan | None = None,
+    data: Batches | None = None,
+    zeroed: bool = False,
+    **choice: Any,
 ) -> Network:
     """Remove the least important channels, with everything that made or used them.
 
@@ -29,6 +35,11 @@ def prune(
         example: one input, such as ``data.example`` ``(1, 3, 32, 32)``, or a tuple of them.
         plan: what :func:`prunelab.plan` decided; instead of everything below.
         data: what the criterion measures on, if it needs data; never the test split.
+        zeroed: what the smaller network equals: false, the full one with the removed channels *silenced*
+            (zero behind their batch norm); true, the one with their filters *zeroed*, as
+            :func:`~prunelab.sparsify` does it. A zeroed filter still sends on a constant, its bias or its
+            batch norm's shift, which moves into the biases of the layers that read it. At a zero-padded
+            border that cannot be exact: channels that a padded layer reads stay (``plan(...).pinned``).
         choice: all that :func:`prunelab.plan` takes: ``criterion="l1"``, ``amount=0.5`` or ``params=``,
             ``flops=``, ``latency=``, ``scope="local"``, ``reduce=``, ``round_to=``, ``most=``, ``exclude=``,
             ``seed=``.
@@ -40,7 +51,7 @@ def prune(
         TraceError: the network cannot be traced. It is unchanged, whatever happens.
     """
     source = planning.plain(model)
-    channels = trace(source, example)
+    channels = trace(source, example, zeroed=zeroed)
     if plan is None:
         keep = planning.decide(model, source, example, channels, data=data, **choice).keep
     elif choice:

@@ -337,6 +337,49 @@ def test_a_parameter_used_twice_in_different_ways_stays():
         pl.prune(model, torch.zeros(1, 3, 2, 2))
 
 
+def mobile():
+    """Everything that a zeroed filter's constant meets in a mobile network, without padding behind a sum."""
+
+    def forward(n, x):
+        y = n.stem(x)
+        return n.fc((y + n.block(y)).mean((2, 3)))
+
+    block = nn.Sequential(
+        nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6(), conv(24, 24, groups=24, bias=False),
+        nn.BatchNorm2d(24), nn.Hardswish(), nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8),
+    )  # fmt: skip
+    stem = nn.Sequential(conv(3, 8, bias=False), nn.BatchNorm2d(8), nn.SiLU())
+    return Net(forward, stem=stem, block=block, fc=nn.Linear(8, 5))
+
+
+def test_zeroed_filters_leave_constants_that_are_folded():
+    torch.manual_seed(0)
+    model = lively(mobile())
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    small = pl.prune(model, x[:1], amount=0.5, zeroed=True)
+    kept = pruning_record(small)["kept"]
+    assert len(kept["stem.0"]) == 4 and len(kept["block.0"]) == 12
+    with torch.no_grad():  # the definition: the same filters zeroed by hand
+        for name, stays in kept.items():
+            weight = model.get_submodule(name).weight
+            gone = torch.ones(len(weight), dtype=torch.bool)
+            gone[stays] = False
+            weight[gone] = 0
+    assert torch.allclose(model(x), small(x), rtol=0, atol=1e-10)
+    assert not torch.allclose(model(x), pl.prune(model, x[:1], amount=0.5)(x), atol=1e-3), "silencing differs"
+    assert small.block[0].bias is not None, "a convolution without a bias got one"
+
+
+def test_where_a_constant_cannot_be_folded_its_channels_stay():
+    model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(),
+                          conv(8, 4, 1))  # fmt: skip
+    model = lively(model)
+    nn.init.constant_(model[1].bias, 9.0)  # what is negative, the ReLU would turn into 0
+    plan = pl.plan(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64), amount=0.5, zeroed=True)
+    assert [len(filters) for filters in plan.kept.values()] == [8, 4, 4]
+    assert "at the border, where it pads" in plan.pinned[0]
+
+
 def test_macs_and_parameters_of_a_trace_are_those_that_torch_counts():
     for model, size in (
         (pl.models.resnet20(), 32),

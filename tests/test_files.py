@@ -5,6 +5,7 @@ import struct
 
 import pytest
 import torch
+from torch import nn
 
 import prunelab as pl
 
@@ -37,6 +38,36 @@ def test_round_trip(make, shortcut, tmp_path):
     assert pl.metrics.macs(loaded, X[:1]) == pl.metrics.macs(model, X[:1])
     again = pl.save(loaded, tmp_path / "again.safetensors")
     assert again.read_bytes() == path.read_bytes(), "a loaded network can be stored again, and is the same"
+
+
+def test_a_bias_that_pruning_added_comes_back(tmp_path):
+    def network():
+        layers = (
+            nn.Conv2d(3, 8, 1),
+            nn.Sigmoid(),
+            nn.Conv2d(8, 6, 1, bias=False),
+            nn.Flatten(),
+            nn.Linear(6144, 2),
+        )
+        return nn.Sequential(*layers)
+
+    small = pl.prune(network(), X[:1])
+    assert small[2].bias is not None
+    assert torch.equal(pl.load(pl.save(small, tmp_path / "small"), network())(X), small(X))
+
+
+def test_two_inputs_are_remembered(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x, y):
+            return self.b(self.a(x) * self.a(y))
+
+    x, y = torch.randn(2, 3, 4)
+    small = pl.prune(Two(), (x, y))
+    assert torch.equal(pl.load(pl.save(small, tmp_path / "two"), Two())(x, y), small(x, y))
 
 
 def test_the_argument_is_left_untouched(tmp_path):
