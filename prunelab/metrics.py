@@ -38,7 +38,7 @@ from prunelab.registry import suggestion
 from prunelab.sparsify import finalize, masks
 from prunelab.storage import storage_report
 from prunelab.surgery import pruning_record
-from prunelab.training import _device_of, evaluate
+from prunelab.training import device_of, evaluate
 
 # --- zeros and parameters ---------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ def reconstruction_error(
     _check_split(split)
     total = 0.0
     with evaluating(original, pruned), torch.inference_mode():
-        for images, _ in split.to(_device_of(original)).batches(batch_size):
+        for images, _ in split.to(device_of(original)).batches(batch_size):
             total += _distances(original(images), pruned(images), "the output").sum().item()
     return total / len(split)
 
@@ -334,7 +334,7 @@ def layer_reconstruction_errors(
             "or linear layer of the same name: there is nothing to compare layer by layer"
         )
     total: dict[str, float] = {}
-    device = _device_of(original)
+    device = device_of(original)
     with (
         evaluating(original, pruned),
         torch.inference_mode(),
@@ -557,13 +557,13 @@ class _Bench:
     def __init__(self, models: dict[str, nn.Module], split: Split, batch_size: int):
         self.models, self.split = models, split
         self.first = next(iter(models.values()))
-        self.example = split.normalise(split.images[:1]).to(_device_of(self.first))
+        self.example = split.normalise(split.images[:1]).to(device_of(self.first))
         self.pictures = split.images[:batch_size]
         self.accuracy = cache(lambda model: evaluate(model, split).accuracy)
 
     @cached_property
     def times(self) -> dict[nn.Module, Latency]:
-        example = self.split.normalise(self.pictures).to(_device_of(self.first))
+        example = self.split.normalise(self.pictures).to(device_of(self.first))
         timed = latencies(self.models, example)
         return {model: timed[name] for name, model in self.models.items()}
 

@@ -25,6 +25,7 @@ def prune(
     plan: Plan | None = None,
     data: Batches | None = None,
     zeroed: bool = False,
+    optimiser: torch.optim.Optimizer | None = None,
     **choice: Any,
 ) -> Network:
     """Remove the least important channels, with everything that made or used them.
@@ -40,6 +41,8 @@ def prune(
             :func:`~prunelab.sparsify` does it. A zeroed filter still sends on a constant, its bias or its
             batch norm's shift, which moves into the biases of the layers that read it. At a zero-padded
             border that cannot be exact: channels that a padded layer reads stay (``plan(...).pinned``).
+        optimiser: of ``model``; it goes on with the smaller network, and with the momentum (or whatever it
+            remembers) of the weights that stay.
         choice: all that :func:`prunelab.plan` takes: ``criterion="l1"``, ``amount=0.5`` or ``params=``,
             ``flops=``, ``latency=``, ``scope="local"``, ``reduce=``, ``round_to=``, ``most=``, ``exclude=``,
             ``seed=``.
@@ -51,6 +54,8 @@ def prune(
         TraceError: the network cannot be traced. It is unchanged, whatever happens.
     """
     source = planning.plain(model)
+    if optimiser is not None and source is not model:
+        raise ValueError("optimiser= trains masked or gated weights: finalize them, and give it those")
     channels = trace(source, example, zeroed=zeroed)
     if plan is None:
         keep = planning.decide(model, source, example, channels, data=data, **choice).keep
@@ -61,6 +66,8 @@ def prune(
     small = rebuild(source, channels, keep)
     pruning_record(small)["example"] = planning.shapes(example)
     _check(small, example)
+    if optimiser is not None:
+        _rebind(optimiser, model, small, channels, keep)
     return small
 
 
@@ -88,17 +95,10 @@ def rebuild(model: Network, channels: Channels, keep: Tensor) -> Network:
     kept = keep[channels.classes]  # by id
     modules = dict(model.named_modules(remove_duplicate=False))
     smaller: dict[int, Any] = {}  # what the copy has instead of the tensor with this id()
-    stays: dict[int, Tensor | None] = {}  # by id() of a vector of ids: the places that stay, if not all do
     for name, dimensions in channels.slices.items():
         owner, _, kind = name.rpartition(".")
         tensor = getattr(modules[owner], kind)
-        sliced = tensor.detach()
-        for dimension, ids in dimensions.items():
-            if id(ids) not in stays:
-                places = kept[ids].nonzero().flatten()
-                stays[id(ids)] = places.to(tensor.device) if len(places) < len(ids) else None
-            if (where := stays[id(ids)]) is not None:
-                sliced = sliced.index_select(dimension, where)
+        sliced = _cut(tensor.detach(), dimensions, kept)
         if sliced.shape != tensor.shape:  # else the copy is made with the rest of the network
             parameter = isinstance(tensor, nn.Parameter)
             smaller[id(tensor)] = nn.Parameter(sliced, tensor.requires_grad) if parameter else sliced
@@ -119,6 +119,15 @@ def rebuild(model: Network, channels: Channels, keep: Tensor) -> Network:
             record[name] = [earlier[name][row] for row in rows] if name in earlier else rows
     set_pruning_record(small, {"kept": record})
     return small
+
+
+def _cut(tensor: Tensor, dimensions: dict[int, Tensor], kept: Tensor) -> Tensor:
+    """The entries of a tensor whose ids stay; ``kept`` is by id."""
+    for dimension, ids in dimensions.items():
+        places = kept[ids].nonzero().flatten()
+        if len(places) < len(ids):
+            tensor = tensor.index_select(dimension, places.to(tensor.device))
+    return tensor
 
 
 def _copy(module: Any, known: dict[int, Any]) -> Any:
@@ -179,6 +188,32 @@ def _per_group(constants: Tensor, groups: int, weight: Tensor) -> Tensor:
     """The constant that each filter's channels meet, ``(out, in / groups, 1, …)``."""
     rows = constants.view(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
     return rows.view(*rows.shape, *[1] * (weight.dim() - 2))
+
+
+def _rebind(
+    optimiser: torch.optim.Optimizer, model: nn.Module, small: nn.Module, channels: Channels, keep: Tensor
+) -> None:
+    """Give an optimiser the parameters of the smaller network, and cut what it remembers of each as they were
+    cut.
+    """
+    kept = keep[channels.classes]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    now = dict(small.named_parameters())
+    for group in optimiser.param_groups:
+        for place, old in enumerate(group["params"]):
+            if id(old) not in names:
+                continue  # it trains more than this network
+            name = names[id(old)]
+            group["params"][place] = new = now.pop(name)
+            state = optimiser.state.pop(old, {})
+            optimiser.state[new] = {
+                key: _cut(value, channels.slices.get(name, {}), kept).clone()
+                if isinstance(value, Tensor) and value.shape == old.shape
+                else value
+                for key, value in state.items()
+            }
+    given = [name for name in now if name not in dict(model.named_parameters())]
+    optimiser.param_groups[0]["params"] += [now[name] for name in given]  # biases that hold constants
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def evaluate(
         precision: ``"float32"``, or ``"bfloat16"`` to run the forward passes in autocast.
         progress: show a progress bar when it takes longer than two seconds.
     """
-    device = _device_of(model)
+    device = device_of(model)
     total_loss, correct = 0.0, 0
     batches = split.to(device).batches(batch_size)
     count = math.ceil(len(split) / batch_size)
@@ -157,7 +157,7 @@ def _memory_format(model: nn.Module, split: Split, precision: str) -> torch.memo
     Measured on two CPU cores: ResNet-20 is 1.2 to 1.5 times as fast with it, trained or evaluated, in either
     precision.
     """
-    device = _device_of(model)
+    device = device_of(model)
     images = split.normalise(split.images[:2].to(device)).contiguous(memory_format=torch.channels_last)
     try:
         with evaluating(model), torch.no_grad(), _autocast(device, precision):
@@ -232,7 +232,7 @@ def fit(
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision={precision!r}: use 'auto', 'float32' or 'bfloat16'")
     callbacks = list(callbacks)
-    device = _device_of(model)
+    device = device_of(model)
     settings = {
         "epochs": epochs,
         "lr": lr,
@@ -449,7 +449,7 @@ def _write_checkpoint(path: str | os.PathLike | None, stored: dict) -> None:
 # -------------------------------------------------------------------------------------- precision
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 

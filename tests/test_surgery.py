@@ -192,3 +192,42 @@ def test_channels_of_a_residual_stage_are_one_class_each():
     # Zero padding puts stage 1's sixteen channels in the middle of stage 2's thirty-two.
     assert torch.equal(makers["stage2.0.conv2"][8:24], makers["conv"])
     assert not channels.free[makers["fc"]].any()
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_an_optimiser_goes_on_with_what_stays(kind):
+    torch.manual_seed(0)
+    model = pl.models.resnet20()
+    x, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    extra = nn.Parameter(torch.ones(3))  # of something else
+    parameters = [*model.parameters(), extra]
+    options = {"momentum": 0.9} if kind == "SGD" else {}
+    optimiser = getattr(torch.optim, kind)(parameters, lr=0.01, **options)
+    for _ in range(2):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimiser.step()
+    memory = "momentum_buffer" if kind == "SGD" else "exp_avg"
+    before = {name: optimiser.state[p][memory].clone() for name, p in model.named_parameters()}
+    small = pl.prune(model, x[:1], amount=0.5, optimiser=optimiser)
+    kept = pruning_record(small)["kept"]
+    held = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    assert held == {id(p) for p in small.parameters()} | {id(extra)}
+    after = {name: optimiser.state[p][memory] for name, p in small.named_parameters()}
+    rows, columns = kept["stage1.0.conv2"], kept["stage1.0.conv1"]
+    assert torch.equal(after["stage1.0.conv2.weight"], before["stage1.0.conv2.weight"][rows][:, columns])
+    assert torch.equal(after["fc.weight"], before["fc.weight"][:, kept["stage3.2.conv2"]])
+    assert set(optimiser.state) <= {*small.parameters(), extra}, "nothing is remembered of what is gone"
+    # One step moves what stays by what the optimiser remembers, as it would have moved it in the full network.
+    weight = small.stage1[0].conv1.weight.detach().clone()
+    optimiser.zero_grad()
+    F.cross_entropy(small(x), labels).backward()
+    optimiser.step()
+    assert not torch.equal(weight, small.stage1[0].conv1.weight)
+
+
+def test_an_optimiser_of_masked_weights_is_refused():
+    sparse = pl.sparsify(pl.models.resnet20(), amount=0.5)
+    optimiser = torch.optim.SGD(sparse.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimiser= trains masked"):
+        pl.prune(sparse, torch.zeros(1, 3, 32, 32), optimiser=optimiser)
