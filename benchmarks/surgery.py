@@ -62,7 +62,10 @@ def theirs(model: nn.Module, example: Tensor) -> nn.Module:
     return model
 
 
-def seconds(prune: Callable[[nn.Module, Tensor], nn.Module], model: nn.Module, example: Tensor) -> tuple[float, nn.Module]:
+Prune = Callable[[nn.Module, Tensor], nn.Module]
+
+
+def seconds(prune: Prune, model: nn.Module, example: Tensor) -> tuple[float, nn.Module]:
     model = copy.deepcopy(model)
     gc.collect()
     started = time.perf_counter()
@@ -85,7 +88,8 @@ def measure(build: Callable[[], nn.Module], size: int) -> dict:
             if turn >= 0:
                 times[name].append(spent)
     medians = {name: statistics.median(found) for name, found in times.items()}
-    return {"seconds": medians, "parameters": parameters, "ratio": medians["torch_pruning"] / medians["prunelab"]}
+    ratio = medians["torch_pruning"] / medians["prunelab"]
+    return {"seconds": medians, "parameters": parameters, "ratio": ratio}
 
 
 def main() -> None:

@@ -55,7 +55,8 @@ def picture(name: str) -> Tensor:
 def build(name: str, x: Tensor) -> nn.Module:
     """An untrained network in float64, in evaluation mode, whose batch norms have seen ``x``.
 
-    Without that, a hundred layers of random weights blow rounding errors up to any size. The networks' own initialisation is left out, because it would take minutes.
+    Without that, a hundred layers of random weights blow rounding errors up to any size. The networks' own
+    initialisation is left out, because it would take minutes.
     """
     with ExitStack() as stack:
         for function in [function for function in dir(nn.init) if re.fullmatch(r"[a-z]\w*_", function)]:
@@ -121,7 +122,7 @@ def main() -> None:
         tqdm.write(line(row))
         result = {
             "command": "python benchmarks/torchvision_networks.py",
-            "versions": {"torch": torch.__version__.split("+")[0], "torchvision": torchvision.__version__.split("+")[0]},
+            "versions": {lib.__name__: lib.__version__.split("+")[0] for lib in (torch, torchvision)},
             "amounts": AMOUNTS,
             "networks": [rows[key] for key in sorted(rows)],
         }  # fmt: skip

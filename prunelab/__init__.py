@@ -36,8 +36,8 @@ from prunelab.training import Callback, evaluate, fit
 __version__ = "0.1.0"
 
 __all__ = [
-    "Callback", "Plan", "TraceError", "channels", "compare", "criteria", "criterion", "data", "evaluate", "evidence",
-    "finalize", "fit", "granularity", "load", "masks", "merging", "methods", "metrics", "models", "plan",
-    "planning", "plots", "prune", "recipes", "regularisers", "save", "schedules", "sensitivity", "sparsify", "storage",
-    "training",
+    "Callback", "Plan", "TraceError", "channels", "compare", "criteria", "criterion", "data", "evaluate",
+    "evidence", "finalize", "fit", "granularity", "load", "masks", "merging", "methods", "metrics",
+    "models", "plan", "planning", "plots", "prune", "recipes", "regularisers", "save", "schedules",
+    "sensitivity", "sparsify", "storage", "training",
 ]  # fmt: skip

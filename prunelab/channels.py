@@ -537,7 +537,7 @@ class _Follower(fx.Interpreter):
             self.found.counts.setdefault((owner, attribute), ids)
 
     def is_layer(self, weight: Any, bias: Any = None) -> bool:
-        """Whether a functional layer is the body of a module of its kind: it takes the module's own tensors."""
+        """Whether a functional layer is the body of a module of its kind, with the module's own tensors."""
         owner, _, kind = weight.name.rpartition(".") if isinstance(weight, _Constant) else ("", "", "")
         module = self.modules[owner]
         kinds = (*ops.CONVOLUTIONS, nn.Linear)

@@ -1,8 +1,8 @@
 """How long a network would take, from how long its layers take: a table measured on this device.
 
 The time of a convolution is not proportional to its FLOPs, least of all on a processor that works on
-channels in blocks. So each layer is timed alone, at a few widths, and the time of a pruned network is read off
-the table, without building it.
+channels in blocks. So each layer is timed alone, at a few widths, and the time of a pruned network is read
+off the table, without building it.
 """
 
 from __future__ import annotations

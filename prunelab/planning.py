@@ -266,8 +266,8 @@ class Costs:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would stay. It is made by :func:`plan` and carried out by :func:`prunelab.prune`; as JSON it can be
-    kept, compared and edited.
+    """What would stay. It is made by :func:`plan` and carried out by :func:`prunelab.prune`; as JSON it can
+    be kept, compared and edited.
 
     Attributes:
         kept: for each layer that makes channels, the filters that stay.
@@ -375,8 +375,8 @@ def plan(
             = keep.
         amount: share of the removable channels to remove, 0 to below 1 (0.5 if no target is given).
         params, flops, latency: at most one, instead of ``amount``: the share of the dense network's
-            parameters, FLOPs, or time for ``example`` on its device, to prune *to*. The nearest point that the
-            order of removal reaches is taken.
+            parameters, FLOPs, or time for ``example`` on its device, to prune *to*. The nearest point that
+            the order of removal reaches is taken.
         scope: ``"local"``: all sets of tied layers shrink by the same share (uniform); ``"global"``: channels
             are ranked across the network.
         reduce: how the scores of channels that go together become one: ``"mean"``, ``"sum"``, ``"max"``.
@@ -414,8 +414,8 @@ def _target(given: dict[str, float]) -> tuple[str, float]:
 
 @dataclass
 class Decision:
-    """A point on an order of removal: which classes stay, what was asked for and reached, and how the time was
-    predicted, if that was the target.
+    """A point on an order of removal: which classes stay, what was asked for and reached, and how the time
+    was predicted, if that was the target.
     """
 
     keep: Tensor
@@ -524,7 +524,9 @@ def _describe(model: nn.Module, channels: Channels, decision: Decision, example:
 
 
 def plain(model: Network) -> Network:
-    """The network without masks and gates, whose zeros and factors are in its weights; itself if it has none."""
+    """The network without masks and gates, whose zeros and factors are in its weights; itself if it has
+    none.
+    """
     model = finalize(model) if masks(model) else model
     return fold_gates(model) if gate_values(model) else model
 

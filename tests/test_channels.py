@@ -1,4 +1,4 @@
-"""Channels through every operation: each small network here has one difficulty, and pruning it must be exact."""
+"""Channels through every operation: each small network here has one difficulty; pruning it must be exact."""
 
 import copy
 
@@ -118,37 +118,44 @@ def tied_weights(n, x):
 
 # Each with the layers that must shrink, because the operation leaves them free.
 NETWORKS = {
-    "halves used crosswise": (Net(halves_crosswise, a=conv(3, 16), b=conv(8, 8), c=conv(8, 8), last=conv(8, 4)), "a"),
+    "halves used crosswise": (Net(halves_crosswise, a=conv(3, 16), b=conv(8, 8), c=conv(8, 8), last=conv(8,
+        4)), "a"),
     "C2f": (Net(c2f, a=conv(3, 16), b=conv(8, 8), c=conv(8, 8), last=conv(32, 4)), "a b c"),
     "split by a computed size": (Net(soft_split, a=conv(3, 16), last=conv(16, 4)), "a"),
     "slices by a computed size": (Net(soft_slices, a=conv(3, 16), last=conv(8, 4)), "a"),
     "shuffle by view": (Net(shuffle, a=conv(3, 16), b=conv(16, 16, groups=4), last=conv(16, 4)), "a b"),
     "nn.ChannelShuffle": (nn.Sequential(conv(3, 16), nn.ChannelShuffle(4), conv(16, 4)), "0"),
     "squeeze and excitation": (
-        Net(squeeze_excite, a=conv(3, 16), down=conv(16, 6, 1), up=conv(6, 16, 1), last=conv(16, 4)), "a down up",
+        Net(squeeze_excite, a=conv(3, 16), down=conv(16, 6, 1), up=conv(6, 16, 1), last=conv(16, 4)),
+        "a down up",
     ),
     "flatten by view": (Net(flatten_by_hand, a=conv(3, 8), fc=nn.Linear(8 * 16, 5)), "a"),
     "hard swish by hand": (Net(hard_swish_by_hand, a=conv(3, 8), last=conv(8, 4)), "a"),
     "channels last": (Net(tokens, a=conv(3, 8), fc=nn.Linear(8, 5)), "a"),
     "pixel shuffle": (Net(upscale, a=conv(3, 16), shuffle=nn.PixelShuffle(2), last=conv(4, 4)), "a"),
     "option A by hand": (
-        Net(option_a_by_hand, a=conv(3, 8), b=nn.Conv2d(8, 16, 3, stride=2, padding=1), last=conv(16, 4)), "a b",
+        Net(option_a_by_hand, a=conv(3, 8), b=nn.Conv2d(8, 16, 3, stride=2, padding=1), last=conv(16, 4)),
+        "a b",
     ),
     "transposed": (
-        nn.Sequential(conv(3, 8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.ReLU(), conv(6, 4)), "0 2",
+        nn.Sequential(conv(3, 8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.ReLU(), conv(6, 4)),
+        "0 2",
     ),
     "transposed with groups": (
-        nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 12, 3, groups=4, padding=1), nn.ReLU(), conv(12, 4)), "0 1",
+        nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 12, 3, groups=4, padding=1), nn.ReLU(), conv(12,
+        4)), "0 1",
     ),
     "transposed depthwise": (
         nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 16, 2, groups=8, stride=2), conv(16, 4)), "0 1",
     ),
     "depthwise with a multiplier": (nn.Sequential(conv(3, 8), conv(8, 16, groups=8), conv(16, 4)), "0 1"),
     "one dimension": (
-        nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 4, 3)), "1",
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 4, 3)),
+        "1",
     ),
     "group norm": (nn.Sequential(conv(3, 12), nn.GroupNorm(4, 12), nn.ReLU(), conv(12, 4)), "0"),
-    "instance norm": (nn.Sequential(conv(3, 8), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), conv(8, 4)), "0"),
+    "instance norm": (nn.Sequential(conv(3, 8), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), conv(8, 4)),
+        "0"),
     "PReLU": (nn.Sequential(conv(3, 8), nn.PReLU(8), conv(8, 8), nn.PReLU(), conv(8, 4)), "0 2"),
     "batch norm behind flatten": (
         nn.Sequential(conv(3, 4), nn.Flatten(), nn.BatchNorm1d(256), nn.Linear(256, 12), nn.BatchNorm1d(12),
@@ -158,12 +165,15 @@ NETWORKS = {
         nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2), nn.AvgPool2d(3, padding=1), conv(8, 8),
                       nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(32, 3)), "0 3",
     ),
-    "a convolution's own forward": (nn.Sequential(conv(3, 8), nn.ReLU(), Odd(8, 8, 2), nn.ReLU(), conv(8, 4)), "0 2"),
-    # A removed channel is not zero behind a sigmoid: what it sends on moves into the biases, where that is exact.
-    "sigmoid": (nn.Sequential(conv(3, 8), nn.Sigmoid(), conv(8, 8, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(512, 3)),
+    "a convolution's own forward": (nn.Sequential(conv(3, 8), nn.ReLU(), Odd(8, 8, 2), nn.ReLU(), conv(8,
+        4)), "0 2"),
+    # A removed channel is not zero behind a sigmoid: what it sends on moves into biases, where that is exact.
+    "sigmoid": (nn.Sequential(conv(3, 8), nn.Sigmoid(), conv(8, 8, 1), nn.Sigmoid(), nn.Flatten(),
+        nn.Linear(512, 3)),
                 "0 2"),
     "sigmoid without a bias behind": (
-        nn.Sequential(conv(3, 8), nn.Softplus(), conv(8, 6, 1, bias=False, groups=2), nn.ReLU(), conv(6, 2)), "0 2",
+        nn.Sequential(conv(3, 8), nn.Softplus(), conv(8, 6, 1, bias=False, groups=2), nn.ReLU(), conv(6,
+        2)), "0 2",
     ),
     "a shift": (Net(lambda n, x: n.b(1 - n.a(x)), a=conv(3, 8), b=conv(8, 4, 1)), "a"),
 }  # fmt: skip
@@ -254,7 +264,8 @@ PINNED = {
     "a fixed slice": (
         Net(lambda n, x: n.b(n.a(x)[:, 2:6]), a=conv(3, 8), b=conv(4, 4)), "node 'getitem'", "fixed numbers",
     ),
-    "softmax": (nn.Sequential(conv(3, 8), nn.Softmax(1), conv(8, 4)), "node '_1'", "a Softmax needs all of them"),
+    "softmax": (nn.Sequential(conv(3, 8), nn.Softmax(1), conv(8, 4)), "node '_1'",
+        "a Softmax needs all of them"),
     "layer norm": (
         nn.Sequential(conv(3, 8), nn.LayerNorm([8, 8, 8]), conv(8, 4)), "node '_1'", "a LayerNorm needs all",
     ),
@@ -270,7 +281,8 @@ PINNED = {
         "node 'mean'", "averaged",
     ),
     "a matrix product": (
-        Net(lambda n, x: n.b((y := n.a(x).flatten(2)) @ y.transpose(1, 2)).mean(1), a=conv(3, 8), b=nn.Linear(8, 4)),
+        Net(lambda n, x: n.b((y := n.a(x).flatten(2)) @ y.transpose(1, 2)).mean(1), a=conv(3, 8),
+            b=nn.Linear(8, 4)),
         "node 'matmul'", "needs all of them",
     ),
 }  # fmt: skip

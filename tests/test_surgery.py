@@ -218,7 +218,7 @@ def test_an_optimiser_goes_on_with_what_stays(kind):
     assert torch.equal(after["stage1.0.conv2.weight"], before["stage1.0.conv2.weight"][rows][:, columns])
     assert torch.equal(after["fc.weight"], before["fc.weight"][:, kept["stage3.2.conv2"]])
     assert set(optimiser.state) <= {*small.parameters(), extra}, "nothing is remembered of what is gone"
-    # One step moves what stays by what the optimiser remembers, as it would have moved it in the full network.
+    # The next step moves what stays.
     weight = small.stage1[0].conv1.weight.detach().clone()
     optimiser.zero_grad()
     F.cross_entropy(small(x), labels).backward()
