@@ -109,8 +109,8 @@ def tied(channels: Channels) -> dict[tuple[str, ...], Tensor]:
     for column, filters in enumerate(makers.values()):
         made[filters, column] = True
     free = channels.free.nonzero().flatten()
-    rows = np.ascontiguousarray(np.packbits(made[free].numpy(), axis=1))
-    rows = rows.view(np.dtype((np.void, rows.shape[1]))).ravel()  # a whole row as one value
+    packed = np.ascontiguousarray(np.packbits(made[free].numpy(), axis=1))
+    rows = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()  # a whole row as one value
     _, first, which = np.unique(rows, return_index=True, return_inverse=True)
     sets = {}
     for number in first.argsort():  # in the order in which the network makes them
