@@ -81,15 +81,27 @@ def measure(build: Callable[[], nn.Module], size: int) -> dict:
     example = torch.zeros(1, 3, size, size)
     times: dict[str, list[float]] = {"prunelab": [], "torch_pruning": []}
     parameters: dict[str, int] = {"dense": pl.metrics.parameters(model)}
+    trains: dict[str, bool] = {}
     for turn in range(-1, REPEATS):  # the first turn warms up
         for name, prune in (("prunelab", ours), ("torch_pruning", theirs)):
             spent, small = seconds(prune, model, example)
             parameters[name] = pl.metrics.parameters(small)
+            trains[name] = runs_in_training(small, size)
             if turn >= 0:
                 times[name].append(spent)
     medians = {name: statistics.median(found) for name, found in times.items()}
     ratio = medians["torch_pruning"] / medians["prunelab"]
-    return {"seconds": medians, "parameters": parameters, "ratio": ratio}
+    return {"seconds": medians, "parameters": parameters, "ratio": ratio, "runs_in_training": trains}
+
+
+def runs_in_training(model: nn.Module, size: int) -> bool:
+    """Whether heads that only training uses fit what was cut, too."""
+    try:
+        with torch.no_grad():
+            model.train()(torch.zeros(2, 3, size, size))
+    except RuntimeError:
+        return False
+    return True
 
 
 def main() -> None:
