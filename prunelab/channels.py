@@ -117,18 +117,13 @@ def trace(model: nn.Module, example: Example, *, zeroed: bool = False) -> Channe
     examples = example if isinstance(example, tuple) else (example,)
     follower = _Follower(model, symbolic(model), zeroed)
     follower.follow(examples)
-    unreached = [
-        name
-        for name, module in follower.modules.items()
-        if hasattr(module, "weight") and name not in follower.found.layers
-    ]
-    if unreached:  # heads that only training uses (Inception's) read channels, too
+    if follower.unreached():  # heads that only training uses (Inception's) read channels, too
         try:
             training = symbolic(model, training=True)
         except TraceError:
             training = None
         if training is not None:
-            follower.graph = training
+            follower.graph, follower.again = training, True
             follower.follow(examples)
     return follower.result()
 
@@ -245,10 +240,17 @@ class _Follower(fx.Interpreter):
         self.outside: set[int] = set()  # parameters that are used by themselves, too
         self.results: list[Tensor] = []  # what the network returns
         self.node: fx.Node | None = None  # the one that is running
+        self.again = False  # the graph of training, behind that of evaluation: what counts was counted
 
     def follow(self, examples: tuple[Tensor, ...]) -> None:
         with torch.no_grad():
             self.run(*(self.fixed((1, *example.shape[1:])) for example in examples))
+
+    def unreached(self) -> set[str]:
+        """Parameters that evaluation does not use."""
+        reached = {str(node.target) for node in self.graph.nodes if node.op in ("call_module", "get_attr")}
+        names = [name for name, _ in self.module.named_parameters(remove_duplicate=False)]
+        return {name for name in names if not reached & {name, name.rpartition(".")[0]}}
 
     def result(self) -> Channels:
         found = self.found
@@ -291,6 +293,8 @@ class _Follower(fx.Interpreter):
     def pin(self, ids: Tensor, reason: str) -> None:
         ids = _narrowed(ids)[0].unique()
         ids = ids[ids != FIXED]
+        if self.again:
+            ids = ids[~torch.isin(ids, torch.cat([pin.ids for pin in self.found.pins] or [ids[:0]]))]
         if len(ids):
             self.found.pins.append(Pin(_where(self.node), reason, ids))
 
@@ -508,7 +512,7 @@ class _Follower(fx.Interpreter):
         """Note a layer, and return its outputs: those of its first use, if this is another."""
         name = weight.name.removesuffix(".weight")
         layer = self.found.layers.setdefault(name, Layer(inputs, outputs, True, reads))
-        layer.macs += macs
+        layer.macs += 0 if self.again else macs
         return layer.outputs
 
     def linear(self, ids: Tensor, weight: _Constant, bias: _Constant | None) -> Tensor:

@@ -257,7 +257,7 @@ class Costs:
         return {
             name: round(layer.macs * left[f"{name}.weight"] / self.tensors[f"{name}.weight"][0])
             for name, layer in self.channels.layers.items()
-            if layer.macs
+            if layer.makes
         }
 
 

@@ -247,6 +247,8 @@ def test_a_head_that_only_training_uses_is_pruned_too():
     small = pl.prune(model, torch.zeros(1, 3, 8, 8), amount=0.5)
     assert not model.training and not small.training
     assert small.head.in_channels == small.a.out_channels == 4
+    x = torch.zeros(1, 3, 8, 8)
+    assert pl.plan(model, x, amount=0.5).totals["macs"] == [pl.metrics.macs(net, x) for net in (model, small)]
     small.train()
     assert [part.shape[1] for part in small(torch.randn(1, 3, 8, 8))] == [4, 4]
 
@@ -393,7 +395,9 @@ def test_where_a_constant_cannot_be_folded_its_channels_stay():
 
 
 def test_macs_and_parameters_of_a_trace_are_those_that_torch_counts():
+    normed = nn.Sequential(conv(3, 8), nn.LayerNorm([8, 8, 8]), conv(8, 6), nn.ReLU(), conv(6, 4))
     for model, size in (
+        (normed, 8),
         (pl.models.resnet20(), 32),
         (pl.models.mobilenetv2(width=0.25), 32),
         (NETWORKS["transposed"][0], 8),
