@@ -219,7 +219,7 @@ class _Constant:
 FIXED = 0  # the one id of everything that is never removed: pictures, positions, mixtures
 
 
-class _Follower(fx.Interpreter):
+class _Follower:
     """Runs a recorded network on ids.
 
     Every value is an integer tensor of the shape that the network's value would have (for one picture) and
@@ -227,9 +227,7 @@ class _Follower(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module, graph: fx.Graph, zeroed: bool):
-        super().__init__(model, graph=graph)
-        self.extra_traceback = False
-        self.zeroed = zeroed
+        self.module, self.graph, self.zeroed = model, graph, zeroed
         self.found = Channels()
         self.ids = 1  # how many there are; the first is FIXED
         self.united: list[tuple[Tensor, Tensor]] = []  # ids of one class, pair by pair
@@ -357,17 +355,24 @@ class _Follower(fx.Interpreter):
 
     # -- running the graph
 
-    def run_node(self, node: fx.Node) -> Any:
-        self.node = node
-        try:
-            return super().run_node(node)
-        except TraceError:
-            raise
-        except Exception as error:
-            raise TraceError(f"the network cannot be followed at {_where(node)}: {error}") from error
+    def run(self, *inputs: Tensor) -> None:
+        """Carry out every operation once, in the order in which they were recorded."""
+        given, values = iter(inputs), dict[fx.Node, Any]()
+        for node in self.graph.nodes:
+            self.node = node
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            try:
+                if node.op == "placeholder":  # an input, or the default of one that is not given
+                    values[node] = next(given, *args)
+                else:
+                    values[node] = getattr(self, node.op)(node.target, args, kwargs)
+            except TraceError:
+                raise
+            except Exception as error:
+                raise TraceError(f"the network cannot be followed at {_where(node)}: {error}") from error
 
     def get_attr(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        value = self.fetch_attr(target)
+        value = operator.attrgetter(target)(self.module)
         return _Constant(target, value) if isinstance(value, Tensor) else value
 
     def output(self, target: Any, args: tuple, kwargs: dict) -> Any:

@@ -93,12 +93,13 @@ def rebuild(model: Network, channels: Channels, keep: Tensor) -> Network:
     What is cut away is never copied: each parameter's smaller version is put in its place before copying.
     """
     kept = keep[channels.classes]  # by id
+    cut = _cutter(kept)
     modules = dict(model.named_modules(remove_duplicate=False))
     smaller: dict[int, Any] = {}  # what the copy has instead of the tensor with this id()
     for name, dimensions in channels.slices.items():
         owner, _, kind = name.rpartition(".")
         tensor = getattr(modules[owner], kind)
-        sliced = _cut(tensor.detach(), dimensions, kept)
+        sliced = cut(tensor.detach(), dimensions)
         if sliced.shape != tensor.shape:  # else the copy is made with the rest of the network
             parameter = isinstance(tensor, nn.Parameter)
             smaller[id(tensor)] = nn.Parameter(sliced, tensor.requires_grad) if parameter else sliced
@@ -121,13 +122,23 @@ def rebuild(model: Network, channels: Channels, keep: Tensor) -> Network:
     return small
 
 
-def _cut(tensor: Tensor, dimensions: dict[int, Tensor], kept: Tensor) -> Tensor:
-    """The entries of a tensor whose ids stay; ``kept`` is by id."""
-    for dimension, ids in dimensions.items():
-        places = kept[ids].nonzero().flatten()
-        if len(places) < len(ids):
-            tensor = tensor.index_select(dimension, places.to(tensor.device))
-    return tensor
+def _cutter(kept: Tensor) -> Callable[[Tensor, dict[int, Tensor]], Tensor]:
+    """A function of a tensor and the ids along its dimensions that takes the entries whose ids stay.
+
+    Args:
+        kept: ``(ids,)`` bool.
+    """
+    places: dict[int, Tensor] = {}  # by id() of a vector of ids, of which there are far fewer than tensors
+
+    def cut(tensor: Tensor, dimensions: dict[int, Tensor]) -> Tensor:
+        for dimension, ids in dimensions.items():
+            if id(ids) not in places:
+                places[id(ids)] = kept[ids].nonzero().flatten().to(tensor.device)
+            if len(places[id(ids)]) < len(ids):
+                tensor = tensor.index_select(dimension, places[id(ids)])
+        return tensor
+
+    return cut
 
 
 def _copy(module: Any, known: dict[int, Any]) -> Any:
@@ -196,7 +207,7 @@ def _rebind(
     """Give an optimiser the parameters of the smaller network, and cut what it remembers of each as they were
     cut.
     """
-    kept = keep[channels.classes]
+    cut = _cutter(keep[channels.classes])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     now = dict(small.named_parameters())
     for group in optimiser.param_groups:
@@ -207,7 +218,7 @@ def _rebind(
             group["params"][place] = new = now.pop(name)
             state = optimiser.state.pop(old, {})
             optimiser.state[new] = {
-                key: _cut(value, channels.slices.get(name, {}), kept).clone()
+                key: cut(value, channels.slices.get(name, {})).clone()
                 if isinstance(value, Tensor) and value.shape == old.shape
                 else value
                 for key, value in state.items()
