@@ -17,6 +17,7 @@ def build(name, **options):
 def test_there_are_the_promised_ones():
     assert {
         "resnet20-cifar10",
+        "resnet56-cifar10",
         "resnet20-embedded",
         "vgg16-w0.25-cifar10",
         "vgg16-w0.25-embedded",
