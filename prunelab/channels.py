@@ -22,8 +22,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
@@ -32,6 +30,11 @@ from prunelab import operations as ops
 from prunelab.basics import evaluating
 
 Example = Tensor | tuple[Tensor, ...]
+
+
+def inputs(example: Example) -> tuple[Tensor, ...]:
+    """What the network is called with."""
+    return example if isinstance(example, tuple) else (example,)
 
 
 class TraceError(ValueError):
@@ -114,7 +117,7 @@ def trace(model: nn.Module, example: Example, *, zeroed: bool = False) -> Channe
     Raises:
         TraceError: the forward function branches on data.
     """
-    examples = example if isinstance(example, tuple) else (example,)
+    examples = inputs(example)
     follower = _Follower(model, symbolic(model), zeroed)
     follower.follow(examples)
     if follower.unreached():  # heads that only training uses (Inception's) read channels, too
@@ -251,6 +254,9 @@ class _Follower:
         return {name for name in names if not reached & {name, name.rpartition(".")[0]}}
 
     def result(self) -> Channels:
+        from scipy.sparse import coo_array  # here, because they take half a second to load
+        from scipy.sparse.csgraph import connected_components
+
         found = self.found
         for name, dimensions in found.slices.items():
             if id(self.tensor(name)) in self.outside:
@@ -347,11 +353,11 @@ class _Follower:
         small = _narrowed(ids)[0]
         return self.valued(small, function(self.values(small))).expand(ids.shape)
 
-    def need_zero(self, ids: Tensor, reason: str) -> None:
-        """Pin the channels that are not zero when their filter is gone, where that would be seen."""
-        if not self.all_zero:
+    def need(self, value: float, ids: Tensor, reason: str) -> None:
+        """Pin the channels that are not ``value`` when their filter is gone, where that would be seen."""
+        if value or not self.all_zero:
             small = _narrowed(ids)[0]
-            self.pin(small[self.values(small) != 0], reason)
+            self.pin(small[self.values(small) != value], reason)
 
     # -- running the graph
 
@@ -410,7 +416,7 @@ class _Follower:
         if isinstance(module, ops.POOLS):
             return self.resized(ids, module)
         if isinstance(module, ops.AVERAGE_POOLS):
-            self.need_zero(ids, "its padding counts as zeros")
+            self.need(0, ids, "its padding counts as zeros")
             return self.resized(ids, module)
         if isinstance(module, ops.PADS):
             return self.pad(ids, module.padding, module.value, target)
@@ -451,7 +457,7 @@ class _Follower:
                 return self.elementwise(lambda values: target(values, *args[1:], **kwargs), ids)
         elif name in ops.POOL_FUNCTIONS | ops.AVERAGE_POOL_FUNCTIONS:
             if name in ops.AVERAGE_POOL_FUNCTIONS:
-                self.need_zero(ids, "its padding counts as zeros")
+                self.need(0, ids, "its padding counts as zeros")
             return self.resized(ids, lambda x: target(x, *args[1:], **kwargs))
         elif name in ops.MOVES:
             return target(*args, **kwargs)
@@ -576,7 +582,7 @@ class _Follower:
             outputs = self.made(weight, 1, bias, groups) if transposed else self.made(weight, 0, bias)
             padded = zeros and padding != "valid" and any(pad != 0 for pad in padding)
             if transposed or padded:
-                self.need_zero(inputs, "at the border, where it pads, no bias makes up for a constant")
+                self.need(0, inputs, "at the border, where it pads, no bias makes up for a constant")
         if groups > 1 and not depthwise:  # every group keeps as many: equal places of all go together
             for channels in (inputs, outputs):
                 places = channels.view(groups, -1)
@@ -621,7 +627,7 @@ class _Follower:
             if getattr(module, attribute, 1) == len(channels) > 1:
                 self.found.counts.setdefault((name, attribute), channels)
         if isinstance(module, nn.PReLU):
-            self.need_zero(ids, "a PReLU turns its constant into another")
+            self.need(0, ids, "a PReLU turns its constant into another")
             if len(module.weight) == 1:
                 return ids
         elif self.zeroed and tensors.get("running_mean") is not None:
@@ -758,10 +764,11 @@ class _Follower:
         moved = ids.reshape(tuple(int(size) for size in sizes))
         varying = [d for d in range(moved.dim()) if _varies(moved, d)]
         rigid = [d for d in varying if not (isinstance(sizes[d], _Size) or sizes[d] == -1)]
-        if rigid and len(rigid) == len(varying):
+        if rigid == varying and rigid:
             self.pin(moved, f"it is given the fixed sizes {[int(size) for size in sizes]}")
-        for d in () if len(rigid) == len(varying) else rigid:
-            self.unite(moved, moved.narrow(d, 0, 1))
+        else:  # the other dimensions shrink, equally at every place of the rigid ones
+            for d in rigid:
+                self.unite(moved, moved.narrow(d, 0, 1))
         return moved
 
     op_reshape = op_view
@@ -812,7 +819,7 @@ class _Follower:
         return ids
 
     def op_sum(self, ids: Tensor, dim: Any = None, keepdim: bool = False, **named: Any) -> Any:
-        self.need_zero(ids, "a sum of constants depends on how many there are")
+        self.need(0, ids, "a sum of constants depends on how many there are")
         return self.op_mean(ids, dim, keepdim, **named)
 
     def op_prelu(self, ids: Tensor, weight: Any) -> Any:
@@ -830,7 +837,7 @@ class _Follower:
         """
         channels, spatial = self.vector(ids), 2 * (ids.dim() - 2)
         if mode == "constant" and any(padding[:spatial]):
-            self.elementwise_equal(channels, value)
+            self.need(value, channels, f"it is padded with {value:g}, no longer one constant")
         if len(padding) > spatial and any(padding[spatial:]):
             front, back = (self.fresh(padding[spatial + side]) for side in (0, 1))
             if value or not name:  # only zeros are zero when they are gone, only a module's number can change
@@ -840,10 +847,6 @@ class _Follower:
             channels = torch.cat([front, channels, back])
         borders = torch.empty(1, 1, *ids.shape[2:], device="meta")
         return _spread(channels, F.pad(borders, tuple(padding[:spatial]), mode).shape[2:])
-
-    def elementwise_equal(self, channels: Tensor, value: float) -> None:
-        """A border of ``value`` around a channel that is another constant is no longer one constant."""
-        self.pin(channels[self.values(channels) != value], f"it is padded with {value:g}")
 
     def resized(self, ids: Tensor, pool: Callable) -> Any:
         shape = pool(torch.empty(ids.shape, device="meta"))

@@ -62,10 +62,8 @@ def load(path: str | os.PathLike, model: Network) -> Network:
         result = _shrunk(result, facts["pruned"], path)
         set_pruning_record(result, facts["pruned"])
     layers = dict(result.named_modules())
-    for name, tensor in tensors.items():  # pruning gives a layer a bias where constants have to go
-        owner, _, kind = name.rpartition(".")
-        if kind == "bias" and owner in layers and getattr(layers[owner], "bias", tensor) is None:
-            layers[owner].bias = nn.Parameter(torch.zeros_like(tensor))
+    for name in facts.get("pruned", {}).get("biases", []):  # where constants had to go
+        layers[name].bias = nn.Parameter(torch.zeros_like(tensors[f"{name}.bias"]))
     for name in facts.get("masked", []):
         if name not in layers or not hasattr(layers[name], "weight"):
             raise ValueError(

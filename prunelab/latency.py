@@ -7,13 +7,13 @@ off the table, without building it.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -22,6 +22,7 @@ from prunelab.channels import Channels
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of a layer's channels, going in and coming out
 REPEATS = 7
+WARM_UP = 3  # passes that are not counted
 
 
 class LatencyTable:
@@ -61,7 +62,9 @@ class LatencyTable:
             finally:
                 for hook in hooks:
                     hook.remove()
-            self.dense = _seconds([lambda: model(*examples)], examples[0].is_cuda, repeats=15)[0]
+            self.dense = statistics.median(
+                take_turns([lambda: model(*examples)], examples[0].device, range(15))[0]
+            )
         self.outputs = outputs
         self.tables: dict[str, list[Any]] = {}
         known: dict[tuple, Any] = {}
@@ -94,7 +97,7 @@ def _share(kept: Tensor) -> float:
     return float(kept.double().mean())
 
 
-def _table(module: Any, shape: torch.Size) -> RegularGridInterpolator:
+def _table(module: Any, shape: torch.Size) -> Callable:
     """Seconds of a layer by the share of its channels that go in and come out."""
     linear = isinstance(module, nn.Linear)
     runs = []
@@ -105,8 +108,13 @@ def _table(module: Any, shape: torch.Size) -> RegularGridInterpolator:
             runs.append(
                 _runner(layer, torch.randn(size, device=module.weight.device, dtype=module.weight.dtype))
             )
+    from scipy.interpolate import RegularGridInterpolator  # here, because it takes half a second to load
+
     with torch.inference_mode():
-        seconds = torch.tensor(_seconds(runs, module.weight.is_cuda, REPEATS)).view(len(SHARES), -1)
+        medians = [
+            statistics.median(times) for times in take_turns(runs, module.weight.device, range(REPEATS))
+        ]
+    seconds = torch.tensor(medians).view(len(SHARES), -1)
     return RegularGridInterpolator((SHARES, SHARES), seconds.numpy(), bounds_error=False, fill_value=None)
 
 
@@ -134,15 +142,22 @@ def _runner(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return lambda: layer(x)
 
 
-def _seconds(runs: list[Callable[[], Any]], cuda: bool, repeats: int) -> list[float]:
-    """Median seconds of each, taking turns."""
+def take_turns(
+    runs: Sequence[Callable[[], Any]], device: torch.device, turns: Iterable[int]
+) -> list[list[float]]:
+    """Seconds of each of ``runs``, once a turn, so that a busy moment of the machine hits all of them.
+
+    Args:
+        device: where they work; a GPU is waited for.
+        turns: numbers of the turns; behind three turns for warming up (``tqdm(range(30))`` shows a bar).
+    """
     measured: list[list[float]] = [[] for _ in runs]
-    for turn in range(-2, repeats):
-        for times, run in zip(measured, runs):
+    for turn in itertools.chain(range(-WARM_UP, 0), turns):
+        for times, run in zip(measured, runs, strict=True):
             started = time.perf_counter()
             run()
-            if cuda:
-                torch.cuda.synchronize()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             if turn >= 0:
                 times.append(time.perf_counter() - started)
-    return [statistics.median(times) for times in measured]
+    return measured

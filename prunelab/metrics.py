@@ -11,13 +11,12 @@ from __future__ import annotations
 import html
 import statistics
 import sys
-import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -30,12 +29,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from prunelab import plots
+from prunelab import planning, plots
 from prunelab.basics import evaluating
 from prunelab.data import Split
 from prunelab.granularity import LAYERS
+from prunelab.latency import take_turns
 from prunelab.registry import suggestion
-from prunelab.sparsify import finalize, masks
+from prunelab.sparsify import finalize
 from prunelab.storage import storage_report
 from prunelab.surgery import pruning_record
 from prunelab.training import device_of, evaluate
@@ -91,10 +91,7 @@ def flops(model: nn.Module, example: Tensor) -> int:
     Convolutions and linear layers are counted, as in most papers; norms, activations and additions are not.
     Zeros are counted: a dense kernel multiplies them.
     """
-    plain = _plain(model)
-    with evaluating(plain), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        plain(example)
-    return counter.get_total_flops()
+    return planning.count_flops(planning.plain(model), (example,))
 
 
 def macs(model: nn.Module, example: Tensor) -> int:
@@ -232,7 +229,7 @@ def peak_activations(model: nn.Module, example: Tensor) -> int:
     Tensors that share their memory (views, in-place results) count once. Parameters and buffers do not count,
     nor does what an operator uses inside for itself. In inference mode; training keeps almost all of them.
     """
-    plain = _plain(model)
+    plain = planning.plain(model)
     alive = _Alive([*plain.parameters(), *plain.buffers()], example)
     with evaluating(plain), torch.inference_mode(), alive:
         plain(example)
@@ -427,23 +424,17 @@ def latencies(
         raise ValueError(f"repeats={repeats}: quartiles need at least 3")
     if threads < 1:
         raise ValueError(f"threads={threads}: must be at least 1")
-    plain = {name: folded(model) if fold else _plain(model) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in plain}
+    plain = {name: folded(model) if fold else planning.plain(model) for name, model in models.items()}
+    runs = [partial(model, example) for model in plain.values()]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with evaluating(*plain.values()), torch.inference_mode():
-            for turn in tqdm(range(-3, repeats), desc="timing", leave=False, delay=2):
-                for name, model in plain.items():
-                    started = time.perf_counter()
-                    model(example)
-                    if example.device.type != "cpu":
-                        torch.accelerator.synchronize(example.device)
-                    if turn >= 0:
-                        seconds[name].append(time.perf_counter() - started)
+            turns = tqdm(range(repeats), desc="timing", leave=False, delay=2)
+            seconds = take_turns(runs, example.device, turns)
     finally:
         torch.set_num_threads(before)
-    quartiles = {name: statistics.quantiles(measured, n=4) for name, measured in seconds.items()}
+    quartiles = {name: statistics.quantiles(measured, n=4) for name, measured in zip(plain, seconds)}
     return {name: Latency(middle, low, high) for name, (low, middle, high) in quartiles.items()}
 
 
@@ -773,11 +764,6 @@ def compare(
 def _layers(model: nn.Module) -> dict[str, Any]:
     """All convolutions and linear layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """The network without the work that its masks do: itself, unless it has masks."""
-    return finalize(model) if masks(model) else model
 
 
 def _check_split(split: Split) -> None:

@@ -60,7 +60,7 @@ QUOTIENTS = {"div", "truediv"}
 CONVOLUTION_FUNCTIONS = {"conv1d", "conv2d", "conv3d"}
 # Functions that place values anew without looking at which dimension holds the channels.
 MOVES = {
-    "expand", "expand_as", "flip", "movedim", "permute", "repeat", "squeeze", "swapaxes", "t", "transpose",
+    "expand_as", "flip", "movedim", "permute", "repeat", "squeeze", "swapaxes", "t", "transpose",
     "unsqueeze",
 }  # fmt: skip
 # Arithmetic after which a size is still a size, which shrinks with the channels that it counts.

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunelab import granularity, plots, registry, selection
 from prunelab.basics import Network, evaluating
-from prunelab.channels import Channels, Example, trace
+from prunelab.channels import Channels, Example, inputs, trace
 from prunelab.criteria import Criterion
 from prunelab.evidence import Batches, checked, collect
 from prunelab.latency import LatencyTable
@@ -30,8 +30,7 @@ from prunelab.registry import suggestion
 from prunelab.regularisers import fold_gates, gate_values
 from prunelab.sparsify import finalize, masks
 
-REDUCTIONS = ("mean", "sum", "max")
-TARGETS = ("amount", "params", "flops", "latency")
+REDUCTIONS = {"mean": "mean", "sum": "sum", "max": "amax"}  # as torch calls them
 
 
 # ------------------------------------------------------------------------------------------- scores
@@ -58,7 +57,7 @@ def channel_scores(
         reduce: how a class's scores become one: ``"mean"``, ``"sum"`` or ``"max"``.
     """
     if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce={reduce!r}: {suggestion(reduce, REDUCTIONS)}")
+        raise ValueError(f"reduce={reduce!r}: {suggestion(reduce, tuple(REDUCTIONS))}")
     by = "filter" if not rank.granularities or "filter" in rank.granularities else "channel"
     if by not in (rank.granularities or (by,)):
         raise ValueError(
@@ -88,9 +87,10 @@ def channel_scores(
         scores = scores.double().cpu()
         found.append(normalise(scores) if normalise else scores)
         where.append(classes[name])
-    kind = {"mean": "mean", "sum": "sum", "max": "amax"}[reduce]
     result = torch.zeros(len(channels.free), dtype=torch.float64)
-    return result.scatter_reduce(0, torch.cat(where), torch.cat(found), kind, include_self=False)
+    return result.scatter_reduce(
+        0, torch.cat(where), torch.cat(found), REDUCTIONS[reduce], include_self=False
+    )
 
 
 def _reads(module: Any) -> bool:
@@ -227,7 +227,8 @@ class Costs:
                 self.tensors[name] = sizes[name], found
         if channels.pins:
             everything = torch.ones(len(channels.free), dtype=torch.bool)
-            self.rest = _macs(model, inputs(example)) - self.macs(everything)
+            one = tuple(item[:1].to(next(model.parameters())) for item in inputs(example))
+            self.rest = count_flops(model, one) // 2 - self.macs(everything)
 
     def _left(self, keep: Tensor) -> dict[str, float]:
         """How many entries of each parameter stay."""
@@ -346,7 +347,52 @@ class Plan:
         return plots.widths({name: (row["filters"], row["kept"]) for name, row in self.layers.items()})
 
 
-def plan(
+def plan(model: nn.Module, example: Example, **choice: Any) -> Plan:
+    """What would go, and what it would leave; nothing is removed yet.
+
+    Args:
+        model, example: as for :func:`prunelab.prune`.
+        choice: ``criterion="l1"``, ``amount=0.5`` or ``params=``, ``flops=``, ``latency=``,
+            ``scope="local"``, ``reduce=``, ``round_to=``, ``most=``, ``exclude=``, ``data=``, ``seed=``,
+            ``zeroed=``: see :func:`decide`.
+    """
+    return _describe(decide(model, example, **choice), example)
+
+
+def _target(given: dict[str, float]) -> tuple[str, float]:
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are given: take one of them")
+    ((name, value),) = given.items() or {"amount": 0.5}.items()
+    if name == "amount":
+        if selection.check_amount(value) == 1:
+            raise ValueError("amount=1: every layer would be emptied completely; take less")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{name}={value!r}: must be the share of the dense network's to keep, above 0 to 1")
+    return name, float(value)
+
+
+@dataclass
+class Decision:
+    """A point on an order of removal.
+
+    Attributes:
+        source: the network without masks and gates, which was traced and is to be cut.
+        channels: what :func:`~prunelab.channels.trace` found in it.
+        keep: ``(classes,)`` bool, which classes of channels stay.
+        target: what was asked for, and reached.
+        costs: how parameters and FLOPs follow from a decision.
+        seconds: how the time does, if that was the target.
+    """
+
+    source: nn.Module
+    channels: Channels
+    keep: Tensor
+    target: dict[str, float]
+    costs: Costs | None = None
+    seconds: Callable[[Tensor], float] | None = None
+
+
+def decide(
     model: nn.Module,
     example: Example,
     *,
@@ -363,7 +409,7 @@ def plan(
     data: Batches | None = None,
     seed: int = 0,
     zeroed: bool = False,
-) -> Plan:
+) -> Decision:
     """Decide which channels would go; nothing is removed yet.
 
     Channels that are added to each other can only go together; such a class has one score.
@@ -390,65 +436,6 @@ def plan(
         ValueError: an unknown name, a number out of range, two targets, data missing, nothing to remove.
         TraceError: the network cannot be traced.
     """
-    source = plain(model)
-    channels = trace(source, example, zeroed=zeroed)
-    decision = decide(
-        model, source, example, channels, criterion=criterion, amount=amount, params=params, flops=flops,
-        latency=latency, scope=scope, reduce=reduce, round_to=round_to, most=most, exclude=exclude, data=data,
-        seed=seed,
-    )  # fmt: skip
-    return _describe(source, channels, decision, example)
-
-
-def _target(given: dict[str, float]) -> tuple[str, float]:
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} are given: take one of them")
-    ((name, value),) = given.items() or {"amount": 0.5}.items()
-    if name == "amount":
-        if selection.check_amount(value) == 1:
-            raise ValueError("amount=1: every layer would be emptied completely; take less")
-    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"{name}={value!r}: must be the share of the dense network's to keep, above 0 to 1")
-    return name, float(value)
-
-
-@dataclass
-class Decision:
-    """A point on an order of removal: which classes stay, what was asked for and reached, and how the time
-    was predicted, if that was the target.
-    """
-
-    keep: Tensor
-    target: dict[str, float]
-    seconds: Callable[[Tensor], float] | None = None
-
-
-def decide(
-    model: nn.Module,
-    source: nn.Module,
-    example: Example,
-    channels: Channels,
-    *,
-    criterion: Criterion = "l1",
-    amount: float | None = None,
-    params: float | None = None,
-    flops: float | None = None,
-    latency: float | None = None,
-    scope: str = "local",
-    reduce: str = "mean",
-    round_to: int = 1,
-    most: float = 1.0,
-    exclude: Iterable[str] = (),
-    data: Batches | None = None,
-    seed: int = 0,
-) -> Decision:
-    """What :func:`plan` does between tracing and describing: score, rank, and find the target.
-
-    Args:
-        model: the network as it came, which is judged: gates are what their criterion looks at.
-        source: the network without masks and gates, which is traced and cut.
-        channels: what :func:`~prunelab.channels.trace` found in ``source``.
-    """
     rank = registry.find("criterion", criterion)
     given = {"amount": amount, "params": params, "flops": flops, "latency": latency}
     target, value = _target({name: value for name, value in given.items() if value is not None})
@@ -456,29 +443,34 @@ def decide(
         raise ValueError(f"round_to={round_to!r}: must be a whole number of filters, 1 or more")
     if not 0 <= most <= 1:
         raise ValueError(f"most={most!r}: must be a share of a layer's filters, 0..1")
+    source = plain(model)
+    channels = trace(source, example, zeroed=zeroed)
     if not channels.free.any():
         pins = f", or are needed whole:\n{channels.pinned()}" if channels.pins else ""
         raise ValueError(
             f"{type(model).__name__} has no channels that can be removed: all are its inputs or outputs{pins}"
         )
+    # The model as it came is judged: gates are what their criterion looks at.
     scores = channel_scores(model, channels, rank, scope=scope, reduce=reduce, data=data, seed=seed)
     ranking = order(channels, scores, scope, most=most, exclude=exclude)
     if target == "amount":
         keep = ranking.at(value, round_to)
-        return Decision(keep, {target: value, "reached": float(1 - keep[channels.free].double().mean())})
+        reached = float(1 - keep[channels.free].double().mean())
+        return Decision(source, channels, keep, {target: value, "reached": reached})
     seconds = LatencyTable(source, inputs(example), channels).seconds if target == "latency" else None
     costs = Costs(source, channels, example)
     measure = seconds or {"params": costs.params, "flops": costs.macs}[target]
     dense = measure(torch.ones(ranking.total, dtype=torch.bool))
     keep = _nearest(ranking, lambda kept: measure(kept) / dense, value, round_to)
-    return Decision(keep, {target: value, "reached": measure(keep) / dense}, seconds)
+    reached = measure(keep) / dense
+    return Decision(source, channels, keep, {target: value, "reached": reached}, costs, seconds)
 
 
-def _macs(model: nn.Module, examples: tuple[Tensor, ...]) -> int:
-    """Multiply-accumulates of one picture, counted while it runs."""
+def count_flops(model: nn.Module, examples: tuple[Tensor, ...]) -> int:
+    """Floating-point operations of one forward pass, counted while it runs: two per multiply-accumulate."""
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*(item[:1].to(next(model.parameters())) for item in examples))
-    return counter.get_total_flops() // 2
+        model(*examples)
+    return counter.get_total_flops()
 
 
 def _nearest(ranking: Order, share: Callable[[Tensor], float], value: float, round_to: int) -> Tensor:
@@ -494,8 +486,9 @@ def _nearest(ranking: Order, share: Callable[[Tensor], float], value: float, rou
     return min(candidates, key=lambda keep: abs(share(keep) - value))
 
 
-def _describe(model: nn.Module, channels: Channels, decision: Decision, example: Example) -> Plan:
-    keep, costs = decision.keep, Costs(model, channels, example)
+def _describe(decision: Decision, example: Example) -> Plan:
+    keep, channels = decision.keep, decision.channels
+    costs = decision.costs or Costs(decision.source, channels, example)
     measures: dict[str, Callable[[Tensor], float]] = {"params": costs.params, "macs": costs.macs}
     if decision.seconds:
         measures["latency"] = decision.seconds
@@ -534,10 +527,6 @@ def plain(model: Network) -> Network:
 def shapes(example: Example) -> list[list[int]]:
     """Of the network's inputs, for one picture."""
     return [[1, *item.shape[1:]] for item in inputs(example)]
-
-
-def inputs(example: Example) -> tuple[Tensor, ...]:
-    return example if isinstance(example, tuple) else (example,)
 
 
 def keep_from(channels: Channels, kept: dict[str, list[int]]) -> Tensor:

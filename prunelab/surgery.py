@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunelab import planning
 from prunelab.basics import Network, evaluating
-from prunelab.channels import Channels, Example, trace
+from prunelab.channels import Channels, Example, inputs, trace
 from prunelab.evidence import Batches
 from prunelab.planning import Plan
 
@@ -43,8 +43,8 @@ def prune(
             border that cannot be exact: channels that a padded layer reads stay (``plan(...).pinned``).
         optimiser: of ``model``; it goes on with the smaller network, and with the momentum (or whatever it
             remembers) of the weights that stay.
-        choice: all that :func:`prunelab.plan` takes: ``criterion="l1"``, ``amount=0.5`` or ``params=``,
-            ``flops=``, ``latency=``, ``scope="local"``, ``reduce=``, ``round_to=``, ``most=``, ``exclude=``,
+        choice: all that :func:`prunelab.planning.decide` takes: ``criterion="l1"``, ``amount=0.5`` or
+            ``params=``, ``flops=``, ``latency=``, ``scope="local"``, ``reduce=``, ``round_to=``, ``most=``, ``exclude=``,
             ``seed=``.
     Returns:
         A smaller network of the same class.
@@ -53,16 +53,17 @@ def prune(
             another network.
         TraceError: the network cannot be traced. It is unchanged, whatever happens.
     """
-    source = planning.plain(model)
-    if optimiser is not None and source is not model:
-        raise ValueError("optimiser= trains masked or gated weights: finalize them, and give it those")
-    channels = trace(source, example, zeroed=zeroed)
     if plan is None:
-        keep = planning.decide(model, source, example, channels, data=data, **choice).keep
+        decision = planning.decide(model, example, data=data, zeroed=zeroed, **choice)
+        source, channels, keep = decision.source, decision.channels, decision.keep
     elif choice:
         raise TypeError(f"plan= says what goes: leave out {', '.join(choice)}")
     else:
+        source = planning.plain(model)
+        channels = trace(source, example, zeroed=zeroed)
         keep = _decision(channels, plan)
+    if optimiser is not None and source is not model:
+        raise ValueError("optimiser= trains masked or gated weights: finalize them, and give it those")
     small = rebuild(source, channels, keep)
     pruning_record(small)["example"] = planning.shapes(example)
     _check(small, example)
@@ -109,7 +110,7 @@ def rebuild(model: Network, channels: Channels, keep: Tensor) -> Network:
     for name, (front, back) in channels.pads.items():
         pad: Any = small.get_submodule(name)
         pad.padding = (*pad.padding[:-2], int(kept[front].sum()), int(kept[back].sum()))
-    _fold_constants(model, small, channels, kept)
+    given = _fold_constants(model, small, channels, kept)
     # Which of the original's filters are left: enough to build this network again from a full one (see
     # files.py).
     earlier: dict[str, list[int]] = pruning_record(model).get("kept", {})
@@ -118,7 +119,8 @@ def rebuild(model: Network, channels: Channels, keep: Tensor) -> Network:
         if layer.makes:
             rows = kept[layer.outputs].nonzero().flatten().tolist()
             record[name] = [earlier[name][row] for row in rows] if name in earlier else rows
-    set_pruning_record(small, {"kept": record})
+    biases = [*pruning_record(model).get("biases", []), *given]
+    set_pruning_record(small, {"kept": record, "biases": biases})
     return small
 
 
@@ -173,11 +175,15 @@ def _copy_tensor(tensor: Any, known: dict[int, Any]) -> Any:
     return copy.deepcopy(tensor, known) if id(tensor) not in known else known[id(tensor)]
 
 
-def _fold_constants(model: nn.Module, small: nn.Module, channels: Channels, kept: Tensor) -> None:
+def _fold_constants(model: nn.Module, small: nn.Module, channels: Channels, kept: Tensor) -> list[str]:
     """Add what removed channels sent on as a constant to the biases of the layers that read them.
 
     Only layers for which that is exact have such inputs: elsewhere :func:`~prunelab.channels.trace` pins.
+
+    Returns:
+        The layers that had no bias and got one.
     """
+    given = []
     for name, layer in channels.layers.items():
         constants = channels.constants[layer.inputs] * ~kept[layer.inputs]
         if layer.reads is None or not constants.any():
@@ -191,8 +197,11 @@ def _fold_constants(model: nn.Module, small: nn.Module, channels: Channels, kept
             else:  # a filter's answer to a constant picture that it covers once
                 sums = (full.weight * _per_group(constants, full.groups, full.weight)).flatten(1).sum(1)
             sums = sums[kept[layer.outputs].to(sums.device)]
+            if after.bias is None:
+                given.append(name)
             bias = torch.zeros_like(sums) if after.bias is None else after.bias
             after.bias = nn.Parameter(bias + sums, full.weight.requires_grad)
+    return given
 
 
 def _per_group(constants: Tensor, groups: int, weight: Tensor) -> Tensor:
@@ -223,8 +232,8 @@ def _rebind(
                 else value
                 for key, value in state.items()
             }
-    given = [name for name in now if name not in dict(model.named_parameters())]
-    optimiser.param_groups[0]["params"] += [now[name] for name in given]  # biases that hold constants
+    biases = {f"{name}.bias" for name in pruning_record(small)["biases"]}  # given for constants: new to it
+    optimiser.param_groups[0]["params"] += [now[name] for name in biases & now.keys()]
 
 
 @contextmanager
@@ -256,7 +265,8 @@ def silenced(model: nn.Module, channels: Channels, kept: dict[str, list[int]]) -
 
 
 def pruning_record(model: nn.Module) -> dict[str, Any]:
-    """What pruning has left of the full network as plain lists: ``kept`` filters by layer, ``example`` shape.
+    """What pruning has left of the full network as plain lists: ``kept`` filters by layer, the shapes of the
+    inputs (``example``), and the layers to which it gave a bias (``biases``).
 
     Empty for a network that was not pruned. It travels with the network as an ordinary attribute.
     """
@@ -274,7 +284,7 @@ def _check(small: nn.Module, example: Example) -> None:
     parameter = next(small.parameters())
     try:
         with evaluating(small), torch.no_grad():
-            small(*(item[:1].to(parameter) for item in planning.inputs(example)))
+            small(*(item[:1].to(parameter) for item in inputs(example)))
     except RuntimeError as error:
         raise ValueError(
             f"the smaller {type(small).__name__} does not run: sizes are fixed in its forward ({error})"

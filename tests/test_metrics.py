@@ -314,7 +314,7 @@ class Takes(nn.Module):
 
 def test_latencies_take_turns_and_leave_the_warm_up_out(monkeypatch):
     clock, log = Clock(), []
-    monkeypatch.setattr(pl.metrics.time, "perf_counter", clock)
+    monkeypatch.setattr(pl.latency.time, "perf_counter", clock)
     threads = torch.get_num_threads()
     networks = {
         "a": Takes(clock, log, "a", [100, 100, 100, 7, 6, 1, 2, 3, 5, 4]),
