@@ -44,8 +44,8 @@ def prune(
         optimiser: of ``model``; it goes on with the smaller network, and with the momentum (or whatever it
             remembers) of the weights that stay.
         choice: all that :func:`prunelab.planning.decide` takes: ``criterion="l1"``, ``amount=0.5`` or
-            ``params=``, ``flops=``, ``latency=``, ``scope="local"``, ``reduce=``, ``round_to=``, ``most=``, ``exclude=``,
-            ``seed=``.
+            ``params=``, ``flops=``, ``latency=``, ``scope="local"``, ``reduce=``, ``round_to=``, ``most=``,
+            ``exclude=``, ``seed=``.
     Returns:
         A smaller network of the same class.
     Raises:
