@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from prunelab import plots
 from prunelab.criteria import Criterion
 from prunelab.data import Data
-from prunelab.sparsify import new_masks, set_mask
+from prunelab.sparsify import Ranking, set_mask
 from prunelab.training import evaluate, fit
 
 
@@ -101,18 +101,10 @@ def scan(
     if fine_tune < 0:
         raise ValueError(f"fine_tune={fine_tune}: must be 0 epochs or more")
     # Ranked layer by layer, the masks of all layers are those that each would get alone.
-    decided = {
-        amount: new_masks(
-            model,
-            granularity=granularity,
-            criterion=criterion,
-            amount=amount,
-            data=data.train,
-            layers=layers,
-            seed=seed,
-        )
-        for amount in amounts
-    }
+    ranking = Ranking(
+        model, granularity=granularity, criterion=criterion, data=data.train, layers=layers, seed=seed
+    )
+    decided = {amount: ranking.masks(amount) for amount in amounts}
     if not decided:
         raise ValueError("amounts is empty: name at least one, such as 0.5")
     validation = data.validation.subset(min(pictures, len(data.validation)))

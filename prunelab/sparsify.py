@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -107,17 +108,7 @@ def sparsify(
 
 
 def new_masks(
-    model: nn.Module,
-    *,
-    granularity: Granularity = "weight",
-    criterion: Criterion = "l1",
-    amount: float | None = None,
-    threshold: float | None = None,
-    scope: str = "local",
-    data: Batches | None = None,
-    layers: Iterable[str] | None = None,
-    within: nn.Module | None = None,
-    seed: int = 0,
+    model: nn.Module, *, amount: float | None = None, threshold: float | None = None, **choice: Any
 ) -> dict[str, Tensor]:
     """Decide what :func:`sparsify` would zero, and change nothing: for pruning while a network trains.
 
@@ -126,65 +117,107 @@ def new_masks(
     Returns:
         For each layer that takes part bool, the weight's shape, true = keep; :func:`set_mask` puts it on.
     """
-    shape_of = registry.find("granularity", granularity)
-    rank = registry.find("criterion", criterion)
-    # Where the choice is made inside the groups, single weights are scored.
-    scored = registry.find("granularity", "weight") if shape_of.choose else shape_of
-    _check_arguments(shape_of, scored, rank, amount, threshold, scope)
-    if amount is None and threshold is None and not shape_of.choose:
-        amount = 0.5
-    chosen = sparsifiable(model, shape_of, layers)
-    earlier = _earlier_masks(model if within is None else within, chosen)
-    where = {name: granularities.positions(shape_of, layer, name) for name, layer in chosen.items()}
-    evidence = collect([rank], model, chosen, data, seed=seed)
-    scores, places = {}, {}
-    for name, layer in chosen.items():
-        places[name] = granularities.positions(scored, layer, name) if shape_of.choose else where[name]
-        scores[name] = evidence.score(rank, name, places[name])
-        if rank.normalise and scope == "global":
-            scores[name] = rank.normalise(scores[name])
-        if name in earlier:
-            gone = ~granularities.matrix(earlier[name], places[name]).any(1)
-            scores[name] = scores[name].masked_fill(gone, -torch.inf)
-    if shape_of.choose:
-        each_weight = {n: granularities.spread(scores[n], places[n], chosen[n].weight.shape) for n in chosen}
-        kept = shape_of.choose({n: granularities.matrix(each_weight[n], where[n]) for n in chosen})
-    elif threshold is not None:
-        kept = selection.above(scores, threshold)
-    else:
-        assert amount is not None
-        kept = selection.select(scores, amount, scope)
-    found = {name: granularities.spread(kept[name], where[name], chosen[name].weight.shape) for name in kept}
-    for name, mask in earlier.items():
-        found[name] = found[name] & mask
-    share = f"amount={amount}" if threshold is None else f"threshold={threshold}"
-    how = f"granularity {shape_of.name!r}, criterion {rank.name!r}, {share}, scope={scope!r}"
-    _check_not_emptied(found, earlier, shape_of.name == "layer", how)
-    return found
+    return Ranking(model, **choice).masks(amount, threshold)
 
 
-def _check_arguments(
-    shape_of: Method, scored: Method, rank: Method, amount: float | None, threshold: float | None, scope: str
-) -> None:
-    for name, value in (("amount", amount), ("threshold", threshold)):
-        if shape_of.choose and value is not None:
+class Ranking:
+    """The groups of a network and their scores, from which the masks of any amount follow.
+
+    Args and errors are those of :func:`sparsify`. Nothing is measured before :attr:`scores` are asked for.
+
+    Attributes:
+        layers: those that take part, by name.
+        where: for each layer the positions of its groups, ``(groups, members)``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        granularity: Granularity = "weight",
+        criterion: Criterion = "l1",
+        scope: str = "local",
+        data: Batches | None = None,
+        layers: Iterable[str] | None = None,
+        within: nn.Module | None = None,
+        seed: int = 0,
+    ):
+        self.model, self.data, self.seed = model, data, seed
+        self.granularity = registry.find("granularity", granularity)
+        self.criterion = registry.find("criterion", criterion)
+        self.scope = selection.check_scope(scope)
+        # Where the choice is made inside the groups, single weights are scored.
+        self.scored = registry.find("granularity", "weight") if self.granularity.choose else self.granularity
+        if self.criterion.granularities and self.scored.name not in self.criterion.granularities:
+            whose = f" (which {self.granularity.name!r} scores)" if self.granularity.choose else ""
             raise ValueError(
-                f"{name}={value}: granularity {shape_of.name!r} removes the same share of every group; leave "
-                f"{name} out"
+                f"criterion {self.criterion.name!r} does not judge granularity {self.scored.name!r}{whose}: "
+                f"there it has no meaning; it judges {', '.join(self.criterion.granularities)}"
             )
-    if amount is not None and threshold is not None:
-        raise ValueError(f"amount={amount}, threshold={threshold}: give one of them, not both")
-    if amount is not None:
-        selection.check_amount(amount)
-    if threshold is not None:
-        selection.check_threshold(threshold)
-    selection.check_scope(scope)
-    if rank.granularities and scored.name not in rank.granularities:
-        whose = f" (which {shape_of.name!r} scores)" if shape_of.choose else ""
-        raise ValueError(
-            f"criterion {rank.name!r} does not judge granularity {scored.name!r}{whose}: there it has no "
-            f"meaning; it judges {', '.join(rank.granularities)}"
+        self.layers = sparsifiable(model, self.granularity, layers)
+        self.earlier = _earlier_masks(model if within is None else within, self.layers)
+        self.where = self._positions(self.granularity)
+
+    def _positions(self, shape_of: Method) -> dict[str, Tensor]:
+        return {name: granularities.positions(shape_of, layer, name) for name, layer in self.layers.items()}
+
+    @cached_property
+    def scores(self) -> dict[str, Tensor]:
+        """For each layer ``(groups,)``, or ``(groups, members)`` where the choice is made inside the groups;
+        minus infinity for what an earlier mask has zeroed.
+        """
+        places = self._positions(self.scored) if self.granularity.choose else self.where
+        evidence = collect([self.criterion], self.model, self.layers, self.data, seed=self.seed)
+        found = {}
+        for name, layer in self.layers.items():
+            scores = evidence.score(self.criterion, name, places[name])
+            if self.criterion.normalise and self.scope == "global":
+                scores = self.criterion.normalise(scores)
+            if name in self.earlier:
+                gone = ~granularities.matrix(self.earlier[name], places[name]).any(1)
+                scores = scores.masked_fill(gone, -torch.inf)
+            if self.granularity.choose:
+                each_weight = granularities.spread(scores, places[name], layer.weight.shape)
+                scores = granularities.matrix(each_weight, self.where[name])
+            found[name] = scores
+        return found
+
+    def masks(self, amount: float | None = None, threshold: float | None = None) -> dict[str, Tensor]:
+        """What stays: for each layer bool, the weight's shape, true = keep."""
+        self._check_share(amount, threshold)
+        if self.granularity.choose:
+            kept = self.granularity.choose(self.scores)
+        elif threshold is not None:
+            kept = selection.above(self.scores, threshold)
+        else:
+            amount = 0.5 if amount is None else amount
+            kept = selection.select(self.scores, amount, self.scope)
+        found = {
+            name: granularities.spread(keep, self.where[name], self.layers[name].weight.shape)
+            for name, keep in kept.items()
+        }
+        for name, mask in self.earlier.items():
+            found[name] = found[name] & mask
+        share = f"amount={amount}" if threshold is None else f"threshold={threshold}"
+        how = f"granularity {self.granularity.name!r}, criterion {self.criterion.name!r}, {share}"
+        _check_not_emptied(
+            found, self.earlier, self.granularity.name == "layer", f"{how}, scope={self.scope!r}"
         )
+        return found
+
+    def _check_share(self, amount: float | None, threshold: float | None) -> None:
+        for name, value in (("amount", amount), ("threshold", threshold)):
+            if self.granularity.choose and value is not None:
+                raise ValueError(
+                    f"{name}={value}: granularity {self.granularity.name!r} removes the same share of every "
+                    f"group; leave {name} out"
+                )
+        if amount is not None and threshold is not None:
+            raise ValueError(f"amount={amount}, threshold={threshold}: give one of them, not both")
+        if amount is not None:
+            selection.check_amount(amount)
+        if threshold is not None:
+            selection.check_threshold(threshold)
 
 
 def _earlier_masks(model: nn.Module, chosen: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The scan, layer by layer."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 import prunelab as pl
 from prunelab import sensitivity
 from prunelab.data import Data, Split
+
+sparsify_module = importlib.import_module("prunelab.sparsify")  # pl.sparsify is the function
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,24 @@ def test_a_criterion_that_needs_data_gets_training_pictures(model, data):
     )
     accuracy = pl.evaluate(alone, data.validation, progress=False).accuracy
     assert by_gradient.rows["2"][0.5] == accuracy
+
+
+def test_evidence_is_gathered_once_for_all_amounts(model, data, monkeypatch):
+    gathered, real = [], sparsify_module.collect
+
+    def counting(criteria, *given, **named):
+        gathered.extend(criterion.name for criterion in criteria)
+        return real(criteria, *given, **named)
+
+    monkeypatch.setattr(sparsify_module, "collect", counting)
+    amounts = [0.25, 0.5, 0.75]
+    found = sensitivity.scan(model, data, criterion="snip", amounts=amounts, progress=False)
+    assert gathered == ["snip"]
+    for amount in amounts:
+        each = sensitivity.scan(model, data, criterion="snip", amounts=[amount], progress=False)
+        assert {layer: row[amount] for layer, row in found.rows.items()} == {
+            layer: row[amount] for layer, row in each.rows.items()
+        }
 
 
 def test_with_fine_tuning_every_network_is_trained_as_long(model, data):
