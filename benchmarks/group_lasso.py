@@ -28,8 +28,9 @@ SHARES = np.geomspace(1, 0.05, 30).round(4).tolist()  # of the strength that zer
 # The group problem: 20 groups of 8 variables, more variables than samples. In 3 groups every variable
 # matters, but each only weakly.
 SAMPLES, GROUPS, SIZE, TRUE_GROUPS, SIGNAL, NOISE = 100, 20, 8, (1, 4, 9), 0.35, 1.0
-# The variable problem: 10 correlated variables, 3 of which matter.
+# The variable problem: 10 correlated variables, 3 of which matter. The path goes on until nearly all are in.
 PATH_SEED, PATH_SAMPLES, PATH_TRUTH, CORRELATION = 0, 50, (3.0, -2.0, 1.5, 0, 0, 0, 0, 0, 0, 0), 0.5
+PATH_SHARES = np.geomspace(1, 0.002, 50)
 
 
 def descend(
@@ -96,7 +97,7 @@ def path() -> dict:
     x = generator.multivariate_normal(np.zeros(len(truth)), CORRELATION**distance, PATH_SAMPLES)
     y = x @ truth + generator.normal(size=PATH_SAMPLES)
     largest = float(np.abs(x.T @ y).max() / len(x))
-    strengths = largest * np.array(SHARES)
+    strengths = largest * PATH_SHARES
     _, theirs, _ = lasso_path(x, y, alphas=strengths, tol=1e-10, max_iter=100_000)
     w, ours = torch.zeros(len(truth), dtype=torch.float64), []
     for strength in strengths:
