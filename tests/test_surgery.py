@@ -149,7 +149,7 @@ def test_a_module_used_twice_and_depthwise_multiplier_and_grouped():
         assert small.grouped.groups == 4
 
 
-def test_the_pruned_network_trains_copies_and_scripts():
+def test_the_pruned_network_trains_copies_and_exports():
     torch.manual_seed(0)
     small = pl.prune(pl.models.resnet20(), torch.zeros(1, 3, 32, 32), amount=0.5)
     small.train()
@@ -159,6 +159,36 @@ def test_the_pruned_network_trains_copies_and_scripts():
     x = torch.randn(2, 3, 32, 32)
     exported = torch.export.export(twin, (x,)).module()
     assert torch.allclose(exported(x), twin(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pl.models.resnet20,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.Hardswish(), nn.Conv2d(8, 16, 3, groups=8), nn.BatchNorm2d(16), nn.ReLU6(),
+            nn.Conv2d(16, 12, 1, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+        ),
+    ],
+    ids=["residual", "depthwise and grouped"],
+)  # fmt: skip
+def test_the_pruned_network_is_exported_to_onnx(network, tmp_path):
+    """And an interpreter that knows nothing of torch computes the same, for any number of pictures."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnx, onnxscript and onnxruntime are not installed")
+    torch.manual_seed(0)
+    model = lively(network()).float()
+    small = pl.prune(model, torch.zeros(1, 3, 32, 32), amount=0.5)
+    batch = torch.export.Dim("batch")
+    program = torch.onnx.export(
+        small, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: batch},), verbose=False
+    )
+    program.save(tmp_path / "small.onnx")
+    session = runtime.InferenceSession(tmp_path / "small.onnx")
+    x = torch.randn(3, 3, 32, 32)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        expected = small(x)
+    assert (torch.from_numpy(found) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_a_masked_model_is_pruned_with_its_zeros():
