@@ -3,11 +3,17 @@
 import itertools
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_training import STEPS, equal, tiny_data, tiny_model, weights
+from test_training import STEPS, equal, kill, tiny_data, tiny_model, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -146,32 +152,77 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("when", [0.3, 0.8])
-def test_a_killed_recipe_continues_to_the_same_networks(data, name, when, tmp_path, monkeypatch):
-    step, count = torch.optim.SGD.step, [0]
-    limit = [math.inf]
+@pytest.fixture
+def steps(monkeypatch):
+    """Counts the optimiser's steps; the one after the limit kills."""
+    counter = SimpleNamespace(count=0, limit=math.inf)
+    step = torch.optim.SGD.step
 
     def counting(self, *given, **named):
-        count[0] += 1
-        if count[0] > limit[0]:
+        counter.count += 1
+        if counter.count > counter.limit:
             raise Killed
         return step(self, *given, **named)
 
     monkeypatch.setattr(torch.optim.SGD, "step", counting)
+    return counter
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("when", [0.3, 0.8])
+def test_a_killed_recipe_continues_to_the_same_networks(data, name, when, tmp_path, steps):
     expected = cook(name, data)
-    total, count[0] = count[0], 0
-    limit[0] = int(when * total) + (int(when * total) % STEPS == 0)  # inside an epoch
+    total, steps.count = steps.count, 0
+    steps.limit = int(when * total) + (int(when * total) % STEPS == 0)  # inside an epoch
     with pytest.raises(Killed):
         cook(name, data, folder=tmp_path / "run")
-    count[0], limit[0] = 0, math.inf
+    steps.count, steps.limit = 0, math.inf
     result = cook(name, data, folder=tmp_path / "run")
-    assert 0 < count[0] <= total - when * total + STEPS, "what was done before is not done again"
+    assert 0 < steps.count <= total - when * total + STEPS, "what was done before is not done again"
     assert equal(everything(result), everything(expected))
     assert lengths(result) == lengths(expected)
-    count[0] = 0
+    steps.count = 0
     assert equal(everything(cook(name, data, folder=tmp_path / "run")), everything(expected))
-    assert count[0] == 0, "a finished recipe is only read"
+    assert steps.count == 0, "a finished recipe is only read"
+
+
+def cook_and_die(name, folder, steps):
+    """What the processes below do: they are gone after so many steps, with nothing tidied up."""
+    torch.set_num_threads(1)
+    step, count = torch.optim.SGD.step, itertools.count(1)
+
+    def deadly(self, *given, **named):
+        if next(count) > steps:
+            kill()
+        return step(self, *given, **named)
+
+    torch.optim.SGD.step = deadly
+    cook(name, tiny_data(), folder=folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("iterative", ["01-round-1.pt", "02-round-2.pt"]),
+        ("lottery_ticket", ["01-dense.pt", "02-round-1.pt"]),
+    ],
+)
+def test_a_recipe_whose_process_is_killed_continues_to_the_same_networks(data, name, files, tmp_path, steps):
+    folder = tmp_path / "run"
+    stored = (EPOCHS + 1) * STEPS  # the first training, and an epoch of the second
+    code = f"import test_recipes; test_recipes.cook_and_die({name!r}, {str(folder)!r}, {stored + 2})"
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sorted(path.name for path in folder.glob("*.pt")) == files
+    result = cook(name, data, folder=folder)
+    continued, steps.count = steps.count, 0
+    expected = cook(name, data)
+    assert continued == steps.count - stored, "what was stored is not done again"
+    assert equal(everything(result), everything(expected))
+    assert lengths(result) == lengths(expected)
 
 
 def test_a_folder_of_another_call_is_refused(data, tmp_path):
