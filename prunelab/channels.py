@@ -182,7 +182,8 @@ def symbolic(model: nn.Module, *, training: bool = False) -> fx.Graph:
             f"{type(model).__name__} cannot be traced by torch.fx{_place(error)}: {error}. Data may not "
             "decide which way the forward function goes. Move that line into a function of its own, outside "
             "the class, and mark it with @torch.fx.wrap: it is then kept whole, and the channels that go "
-            "into it stay"
+            "into it stay. Where that line is not yours, prune the parts of the network one by one, as in "
+            "model.backbone = prune(model.backbone, example)"
         ) from error
 
 
