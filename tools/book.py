@@ -19,7 +19,7 @@ def build(root: Path = ROOT) -> Path:
     """Build the book in `root` and return its first page; a warning raises `subprocess.CalledProcessError`.
 
     Every page is read anew, because a page that is not read again does not repeat its warnings; what costs
-    time, the execution of the chapters' cells, is cached.
+    time, the execution of the chapters' cells, is cached (see `pages.py`).
     """
     if not environment.is_vendored():
         environment.vendor()
@@ -29,6 +29,8 @@ def build(root: Path = ROOT) -> Path:
     # The kernel is this Python's own, whatever kernels the user has registered.
     settings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
     settings.pop("JUPYTER_PATH", None)
+    run_pages = [sys.executable, Path(__file__).with_name("pages.py"), root]
+    subprocess.run(run_pages, check=True, env=settings)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     options = ["--all", "-n", "-W", "--keep-going", "-q"]
     subprocess.run([jupyter_book, "build", root, *options], check=True, env=settings)
@@ -65,5 +67,5 @@ if __name__ == "__main__":
     except environment.SetupError as error:
         sys.exit(str(error))
     except subprocess.CalledProcessError:
-        sys.exit("\nThe book has warnings (above), and a warning is an error here.")
+        sys.exit("\nThe book has warnings or a cell that fails (above), and a warning is an error here.")
     print(f"\nThe book is ready. Open {page.as_uri()}")
