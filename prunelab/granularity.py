@@ -34,38 +34,42 @@ Granularity = str | Callable[..., Tensor] | Method
 # ------------------------------------------------------------------------------- groups that go as one
 
 
-@register("granularity", name="weight", section="granularity/unstructured", cite="han2015learning")
+@register("granularity", family="unstructured", section="granularity/unstructured", cite="han2015learning")
 def weight(w: Tensor) -> Tensor:
     """Each weight on its own: unstructured sparsity. ``o i h w -> (o i h w) 1``."""
     return rearrange(w, "o i h w -> (o i h w) 1")
 
 
-@register("granularity", name="row", section="granularity/kernel", cite="mao2017exploring")
+@register("granularity", family="inside filters", section="granularity/kernel", cite="mao2017exploring")
 def row(w: Tensor) -> Tensor:
     """One row of one kernel, a 1-d vector of weights (Mao et al., 2017). ``o i h w -> (o i h) w``."""
     return rearrange(w, "o i h w -> (o i h) w")
 
 
-@register("granularity", name="column", section="granularity/kernel", cite="mao2017exploring")
+@register("granularity", family="inside filters", section="granularity/kernel", cite="mao2017exploring")
 def column(w: Tensor) -> Tensor:
     """One column of one kernel, a 1-d vector of weights (Mao et al., 2017). ``o i h w -> (o i w) h``."""
     return rearrange(w, "o i h w -> (o i w) h")
 
 
-@register("granularity", name="kernel", section="granularity/kernel", cite="mao2017exploring")
+@register("granularity", family="inside filters", section="granularity/kernel", cite="mao2017exploring")
 def kernel(w: Tensor) -> Tensor:
     """The 2-d slice that connects one input channel to one filter. ``o i h w -> (o i) (h w)``."""
     return rearrange(w, "o i h w -> (o i) (h w)")
 
 
-@register("granularity", name="filter", section="granularity/filter", cite="li2017pruning")
+@register("granularity", family="structured", section="granularity/filter", cite="li2017pruning")
 def filter(w: Tensor) -> Tensor:
     """One output unit: all weights that make one feature map. ``o i h w -> o (i h w)``."""
     return rearrange(w, "o i h w -> o (i h w)")
 
 
 @register(
-    "granularity", name="channel", section="granularity/channel", cite="he2017channel", needs=("conv_groups",)
+    "granularity",
+    family="structured",
+    section="granularity/channel",
+    cite="he2017channel",
+    needs=("conv_groups",),
 )
 def channel(w: Tensor, conv_groups: int) -> Tensor:
     """Shared kernels: what all filters do with one input channel. ``(g o) i h w -> (g i) (o h w)``.
@@ -76,7 +80,7 @@ def channel(w: Tensor, conv_groups: int) -> Tensor:
     return rearrange(w, "(g o) i h w -> (g i) (o h w)", g=conv_groups)
 
 
-@register("granularity", name="stripe", section="granularity/stripe", cite="meng2020pruning")
+@register("granularity", family="inside filters", section="granularity/stripe", cite="meng2020pruning")
 def stripe(w: Tensor) -> Tensor:
     """One place of one filter, across all its input channels (Meng et al., 2020). ``o i h w -> (o h w) i``.
 
@@ -87,7 +91,7 @@ def stripe(w: Tensor) -> Tensor:
 
 @register(
     "granularity",
-    name="group_wise",
+    family="across filters",
     section="granularity/group-wise",
     cite="lebedev2016fast",
     needs=("conv_groups",),
@@ -109,7 +113,7 @@ def group_wise(w: Tensor, conv_groups: int, filters: int = 4) -> Tensor:
 
 @register(
     "granularity",
-    name="grouped_kernel",
+    family="across filters",
     section="granularity/kernel",
     cite="zhong2022revisit",
     needs=("conv_groups",),
@@ -128,7 +132,11 @@ def grouped_kernel(w: Tensor, conv_groups: int, filters: int = 4) -> Tensor:
 
 
 @register(
-    "granularity", name="block", section="granularity/block", cite="gray2017gpu", needs=("conv_groups",)
+    "granularity",
+    family="across filters",
+    section="granularity/block",
+    cite="gray2017gpu",
+    needs=("conv_groups",),
 )
 def block(w: Tensor, conv_groups: int, rows: int = 4, columns: int = 4) -> Tensor:
     """Some filters times some channels, with all their places (Gray et al., 2017).
@@ -143,7 +151,7 @@ def block(w: Tensor, conv_groups: int, rows: int = 4, columns: int = 4) -> Tenso
     return rearrange(w, "(ob bo) (ib bi) h w -> (ob ib) (bo bi h w)", bo=rows, bi=columns)
 
 
-@register("granularity", name="layer", section="granularity/layer", cite="wen2016learning")
+@register("granularity", family="structured", section="granularity/layer", cite="wen2016learning")
 def layer(w: Tensor) -> Tensor:
     """The whole layer, which goes or stays; only where a shortcut leads around it does a network survive that
     (Wen et al., 2016). ``o i h w -> 1 (o i h w)``.
@@ -199,14 +207,14 @@ for _registered in (n_of_m(2, 4), n_of_m(1, 4)):
 
 @register(
     "granularity",
-    name="pattern",
+    family="inside filters",
     section="granularity/pattern",
     cite="niu2020patdnn",
     choose=best_pattern,
 )
 def pattern(w: Tensor) -> Tensor:
     """Each 3x3 kernel keeps four weights, in one of the eight arrangements that fit the whole network best
-    (Niu et al., 2020, section 4). ``o i h w -> (o i) (h w)``; see :func:`prunelab.selection.best_pattern`.
+    (Niu et al., 2020). ``o i h w -> (o i) (h w)``; see :func:`prunelab.selection.best_pattern`.
 
     Removing whole kernels afterwards is what the paper calls connectivity pruning:
     ``sparsify(patterned, granularity="kernel", amount=…)``.

@@ -22,7 +22,7 @@ from prunelab.registry import Method, find
 
 PROBES = 1  # random vectors per batch in Hutchinson's estimate
 NOISE = 0.1  # standard deviation of the noise on the normalised pictures
-PATCHES = 10  # per picture, as in He et al. (2017), section 4
+PATCHES = 10  # per picture, as in He et al. (2017)
 SILENCED_PICTURES = 128  # one forward pass of these for every group
 FINE_TUNING = {"batch_size": 32, "lr": 0.01}  # of the copy that movement is measured on
 

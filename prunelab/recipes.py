@@ -219,7 +219,7 @@ def gradual(
     progress: bool = True,
     **training: Any,
 ) -> Result:
-    """Train once, and remove more and more along a schedule meanwhile (Zhu & Gupta, 2018, section 3).
+    """Train once, and remove more and more along a schedule meanwhile (Zhu & Gupta, 2018).
 
     Args:
         schedule, every, start, end: as in :class:`prunelab.schedules.Gradual`.
@@ -290,7 +290,7 @@ def soft_filter_pruning(
     **training: Any,
 ) -> Result:
     """After each epoch zero the filters with the smallest l2 norm, which then go on training (He et al.,
-    2018, algorithm 1).
+    2018).
 
     A filter that was zeroed too early can come back. After the last epoch the zeros are made masks.
 
@@ -447,7 +447,7 @@ def synflow(
     **training: Any,
 ) -> Result:
     r"""Remove weights before any training by the flow of synaptic strength, a little at a time, then train
-    once (Tanaka et al., 2020, algorithm 1).
+    once (Tanaka et al., 2020).
 
     After round :math:`k` of :math:`n` the share :math:`(1 - amount)^{k/n}` of all weights is left. In one
     round the method could empty whole layers; in many it keeps one that has become thin.
@@ -487,7 +487,7 @@ def sparse_evolutionary_training(
     **training: Any,
 ) -> Result:
     """Sparse from the start; after each epoch the weights nearest to zero move to random places: SET (Mocanu
-    et al., 2018, algorithm 1).
+    et al., 2018).
 
     After the last epoch nothing moves, so that every weight was trained (the paper removes there once more).
 
@@ -503,7 +503,7 @@ def sparse_evolutionary_training(
 
 def set_update(weight: Tensor, keep: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     """One rewiring of SET: remove ``fraction`` of the smallest positive and of the largest negative weights,
-    grow as many at random places (Mocanu et al., 2018, algorithm 1).
+    grow as many at random places (Mocanu et al., 2018).
 
     Args:
         weight: any shape; zero where removed.

@@ -41,7 +41,7 @@ from prunelab.training import Callback, Run
 
 
 def soft_threshold(w: Tensor, threshold: float) -> Tensor:
-    r"""Proximal step of L1: :math:`\operatorname{sign}(w) \max(|w| - t, 0)` (Tibshirani, 1996, equation 3).
+    r"""Proximal step of L1: :math:`\operatorname{sign}(w) \max(|w| - t, 0)` (Tibshirani, 1996).
 
     Args:
         w: any shape.
@@ -53,8 +53,7 @@ def soft_threshold(w: Tensor, threshold: float) -> Tensor:
 
 
 def group_norm(groups: Tensor) -> Tensor:
-    r"""Penalty of the group lasso: :math:`\sum_g \sqrt{d} \, \lVert w_g \rVert_2` (Yuan & Lin, 2006, section
-    2).
+    r"""Penalty of the group lasso: :math:`\sum_g \sqrt{d} \, \lVert w_g \rVert_2` (Yuan & Lin, 2006).
 
     The root of the group's size keeps large groups from being cheaper per weight than small ones.
 
@@ -68,7 +67,7 @@ def group_norm(groups: Tensor) -> Tensor:
 
 def block_soft_threshold(groups: Tensor, threshold: float) -> Tensor:
     r"""Proximal step of :func:`group_norm`: :math:`w_g \max(1 - t \sqrt{d} / \lVert w_g \rVert_2, 0)` (Yuan &
-    Lin, 2006, equation 2.4, for one group).
+    Lin, 2006, for one group).
 
     A group shrinks as a whole, keeps its direction, and dies as a whole.
 
@@ -243,7 +242,7 @@ class GroupLasso(_Shrinking):
 
 # ---------------------------------------------------------------------------------------- gates
 
-STRETCH = (-0.1, 1.1)  # gamma and zeta, Louizos et al. (2018), section 4
+STRETCH = (-0.1, 1.1)  # gamma and zeta, Louizos et al. (2018)
 TEMPERATURE = 2 / 3  # beta
 # An open hard-concrete gate begins at exactly 1 in evaluation mode (from logit 2.4 on) and is shut in one of
 # 60 draws, so that there is something to learn from. An open sigmoid gate begins at 0.98.
@@ -251,8 +250,7 @@ OPEN = {"hard-concrete": 2.5, "sigmoid": 4.0}
 
 
 def hard_concrete(log_alpha: Tensor, noise: Tensor | None = None) -> Tensor:
-    r"""A gate between 0 and 1 that is often exactly 0 or 1 and still has a gradient (Louizos et al., 2018,
-    section 2.2).
+    r"""A gate between 0 and 1 that is often exactly 0 or 1 and still has a gradient (Louizos et al., 2018).
 
     .. math::
         s = \sigma\big((\log u - \log(1 - u) + \log\alpha) / \beta\big), \quad
@@ -274,7 +272,7 @@ def hard_concrete(log_alpha: Tensor, noise: Tensor | None = None) -> Tensor:
 
 def hard_concrete_open(log_alpha: Tensor) -> Tensor:
     r"""Probability that a gate is not zero: :math:`\sigma(\log\alpha - \beta \log(-\gamma/\zeta))` (Louizos
-    et al., 2018, section 2.2).
+    et al., 2018).
 
     Summed over the gates it is the expected L0 norm, whose gradient is known although no draw's is.
 
@@ -340,7 +338,7 @@ class Gated(nn.Module):
 def attach_gates(
     model: Network, kind: str = "hard-concrete", *, layers: Iterable[str] | None = None
 ) -> Network:
-    """Multiply each filter by a learned gate (Louizos et al., 2018, section 2.4).
+    """Multiply each filter by a learned gate (Louizos et al., 2018).
 
     The gate acts on the scale and the shift of the batch norm behind the layer; where there is none, on the
     layer's own weight and bias. At gate 0 the filter is silent. All gates begin open, and hard-concrete ones
@@ -427,7 +425,7 @@ def fold_gates(model: Network) -> Network:
 )
 class Gates(Callback):
     r"""Price of open gates: :math:`\lambda \sum_g |g| \, P(z_g \ne 0)`, the expected number of weights that
-    are left (Louizos et al., 2018, section 2.4).
+    are left (Louizos et al., 2018).
 
     :math:`|g|` is the number of weights of the gated filter. Sigmoid gates, which are never exactly zero, pay
     :math:`\lambda \sum_g |g| \, z_g`. The network needs its gates before ``fit``, see :func:`attach_gates`.

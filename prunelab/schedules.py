@@ -65,8 +65,8 @@ def linear(t: float) -> float:
 
 @register("schedule", family="gradual", cite="loshchilov2017sgdr", section="scheduling/gradual")
 def cosine(t: float) -> float:
-    r"""Half a cosine: :math:`s(t) = (1 - \cos \pi t) / 2` (the curve of Loshchilov & Hutter, 2017, equation
-    5, upside down).
+    r"""Half a cosine: :math:`s(t) = (1 - \cos \pi t) / 2` (the curve of Loshchilov & Hutter, 2017,
+    upside down).
 
     Gentle at both ends, fastest in the middle.
 
@@ -102,7 +102,7 @@ def agp(t: float) -> float:
 @register("schedule", family="gradual", cite="hubens2022onecycle", section="scheduling/gradual")
 def one_cycle(t: float, a: float = 14.0, b: float = 5.0) -> float:
     r"""A logistic curve that leaves the young network alone and then prunes in one sweep:
-    :math:`s(t) = (1 + e^{-a + b}) / (1 + e^{-a t + b})` (Hubens et al., 2022, section 3).
+    :math:`s(t) = (1 + e^{-a + b}) / (1 + e^{-a t + b})` (Hubens et al., 2022).
 
     It begins at 0.007, not exactly at zero, and ends at 1.
 

@@ -34,7 +34,8 @@ def check_scope(scope: str) -> str:
     """``scope``, or a ``ValueError`` that says what there is."""
     if scope not in ("local", "global"):
         raise ValueError(
-            f"scope={scope!r}: use 'local' (rank inside each layer) or 'global' (rank across layers)"
+            f"scope={scope!r}: use 'local' (rank inside each layer and take the same share of all, also called "
+            "uniform) or 'global' (rank across layers)"
         )
     return scope
 
@@ -100,7 +101,7 @@ def best_in_group(scores: dict[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 def best_pattern(scores: dict[str, Tensor], entries: int = 4, size: int = 8) -> dict[str, Tensor]:
-    """Keep the same few patterns in all kernels of a network (Niu et al., 2020, section 4).
+    """Keep the same few patterns in all kernels of a network (Niu et al., 2020).
 
     The *natural pattern* of a kernel is its centre and the other three weights that score best: 56 are
     possible. The most frequent ones make the library; then each kernel takes that pattern of the library
@@ -119,7 +120,7 @@ def best_pattern(scores: dict[str, Tensor], entries: int = 4, size: int = 8) -> 
 
 
 def pattern_library(scores: Tensor, entries: int = 4, size: int = 8) -> Tensor:
-    """The natural patterns that most kernels have (Niu et al., 2020, section 4).
+    """The natural patterns that most kernels have (Niu et al., 2020).
 
     Args:
         scores: ``(kernels, 9)``; a kernel that is gone, all minus infinity, has no say.

@@ -172,4 +172,4 @@ def test_every_method_is_cited_in_the_bibliography_and_described():
     for method in pl.methods():
         assert f"{{{method.cite}," in bibliography, f"{method.name} cites {method.cite!r}"
         assert method.summary.endswith((".", "`.", ").")), f"{method.name}: {method.summary!r}"
-        assert method.section
+        assert method.family and method.section, method.name

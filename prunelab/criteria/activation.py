@@ -16,7 +16,7 @@ from prunelab.criteria import criterion, finite
 
 def l2_per_layer(scores: Tensor) -> Tensor:
     r"""One layer's scores divided by their Euclidean length: :math:`s_j / \sqrt{\sum_k s_k^2}` (Molchanov et
-    al., 2017, section 2.2).
+    al., 2017, section 2.3).
 
     The scale of activations and gradients changes from layer to layer; without it a global ranking would
     first of all rank the layers.
@@ -78,7 +78,7 @@ def activation_std(groups: Tensor, covariance: Tensor) -> Tensor:
 )
 def activation_l2(maps: Tensor) -> Tensor:
     r"""Euclidean length of a feature map: :math:`s_j = \lVert z_j \rVert_2 = \sqrt{\sum_{x, y} z_{jxy}^2}`
-    (Li et al., 2017, section 4.4).
+    (Li et al., 2017, section 4.5).
 
     Args:
         maps: ``(b, n, h, w)``, feature maps of ``b`` pictures.
@@ -97,7 +97,7 @@ def activation_l2(maps: Tensor) -> Tensor:
 )
 def apoz(maps: Tensor) -> Tensor:
     r"""Average percentage of zeros: :math:`s_j = 1 - \mathrm{APoZ}_j = 1 - \frac{1}{hw} \sum_{x, y}
-    [z_{jxy} = 0]` (Hu et al., 2016, equation 1).
+    [z_{jxy} = 0]` (Hu et al., 2016).
 
     The paper prunes where the share of zeros is *high*, so what is scored is the share of the others. It
     needs a ReLU: any other activation hardly ever gives an exact zero, and all maps would score 1.
@@ -120,7 +120,7 @@ def apoz(maps: Tensor) -> Tensor:
 )
 def entropy(groups: Tensor, pooled: Tensor, bins: int = 16) -> Tensor:
     r"""Entropy of a feature map's mean over the pictures: :math:`s_j = -\sum_k p_{jk} \log p_{jk}` in nats
-    (Luo & Wu, 2017, section 3).
+    (Luo & Wu, 2017).
 
     :math:`p_{jk}` is the share of pictures whose mean falls into bin ``k`` of a histogram from the smallest
     to the largest mean of map ``j``. A map that says the same of every picture has entropy zero. The size of

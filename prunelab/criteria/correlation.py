@@ -20,8 +20,8 @@ PIECE = 1024  # rows of a matrix of pairs that are held in memory at once
 
 @criterion(family="correlation", cite="he2019filter", section="criteria/correlation", granularities=PAIRS)
 def geometric_median(groups: Tensor) -> Tensor:
-    r"""Sum of distances to all others: :math:`s_j = \sum_k \lVert w_j - w_k \rVert_2` (FPGM, He et al., 2019,
-    section 3.4).
+    r"""Sum of distances to all others: :math:`s_j = \sum_k \lVert w_j - w_k \rVert_2` (FPGM, He et al.,
+    2019).
 
     A group near the geometric median of its layer is near all others: they can stand in for it. A large
     filter far away from the others stays; so does a small one, which every norm would remove.

@@ -57,7 +57,7 @@ def taylor2017(maps: Tensor, map_gradients: Tensor) -> Tensor:
 )
 def taylor_weight(groups: Tensor, batch_gradients: Tensor) -> Tensor:
     r"""First-order Taylor expansion in every weight: :math:`s_j = \frac{1}{B} \sum_b \sum_k (g_{bjk}
-    w_{jk})^2` (Molchanov et al., 2019, section 3.1, the sum of the members' importances).
+    w_{jk})^2` (Molchanov et al., 2019: the sum of the members' importances).
 
     The squared change of the loss if each weight alone were zero. Squared for each batch and then averaged,
     since the gradient's mean vanishes where training has converged.
@@ -79,7 +79,7 @@ def taylor_weight(groups: Tensor, batch_gradients: Tensor) -> Tensor:
 )
 def taylor_gate(groups: Tensor, batch_gradients: Tensor) -> Tensor:
     r"""First-order Taylor expansion in a gate on the group: :math:`s_j = \frac{1}{B} \sum_b \left( \sum_k
-    g_{bjk} w_{jk} \right)^2` (Molchanov et al., 2019, section 3.1, the importance of the group as one).
+    g_{bjk} w_{jk} \right)^2` (Molchanov et al., 2019: the importance of the group as one).
 
     A gate is a factor in front of the whole group, equal to 1. The sum is the loss's derivative with respect
     to it, so that weights which pull in opposite directions cancel. Here the gate stands on the weights; the
@@ -133,7 +133,7 @@ def grasp(groups: Tensor, hessian_gradient: Tensor) -> Tensor:
 @criterion(family="gradient", cite="tanaka2020pruning", section="criteria/gradient", needs=("synflow",))
 def synflow(groups: Tensor, synflow: Tensor) -> Tensor:
     r"""Synaptic flow (SynFlow): :math:`s_j = \sum_k \left| w_{jk} \, \partial R / \partial w_{jk} \right|`
-    with :math:`R = \mathbb{1}^T \prod_l |W_l| \, \mathbb{1}` (Tanaka et al., 2020, equation 1).
+    with :math:`R = \mathbb{1}^T \prod_l |W_l| \, \mathbb{1}` (Tanaka et al., 2020).
 
     ``R`` is the sum of the outputs when a picture of ones runs through the network of absolute weights: no
     data, no labels. Meant for a network before its training and for many small rounds; in one round it can

@@ -74,7 +74,7 @@ def hessian_trace(groups: Tensor, hessian_diagonal: Tensor) -> Tensor:
 )
 def obs(groups: Tensor, input_gram: Tensor, damp: float = 0.01) -> Tensor:
     r"""Optimal brain surgeon in one layer: :math:`s_k = \frac{w_k^2}{2 [H^{-1}]_{kk}}`, with the Hessian
-    :math:`H = E[x x^T]` of half the squared error of the layer's output (Hassibi & Stork, 1993, equation 5).
+    :math:`H = E[x x^T]` of half the squared error of the layer's output (Hassibi & Stork, 1993).
 
     The rise of that error when weight ``k`` is zeroed *and* the filter's other weights make up for it as well
     as they can. So it is at most as high as what zeroing alone costs, :math:`w_k^2 H_{kk} / 2`. The score

@@ -59,8 +59,7 @@ def l1(groups: Tensor) -> Tensor:
 
 @criterion(family="norms", cite="he2018soft", section="criteria/norms")
 def l2(groups: Tensor) -> Tensor:
-    r"""Euclidean length: :math:`s_j = \lVert w_j \rVert_2 = \sqrt{\sum_k w_{jk}^2}` (He et al., 2018,
-    equation 2).
+    r"""Euclidean length: :math:`s_j = \lVert w_j \rVert_2 = \sqrt{\sum_k w_{jk}^2}` (He et al., 2018).
 
     Args:
         groups: ``(n, d)``, one row per group.

@@ -26,7 +26,7 @@ from prunelab.criteria import criterion, finite
 def lasso(groups: Tensor, patches: Tensor) -> Tensor:
     r"""Channel selection by LASSO: :math:`s_i` is the penalty :math:`\lambda` up to which :math:`\beta_i` is
     not zero in :math:`\min_\beta \frac{1}{2N} \lVert Y - \sum_i \beta_i X_i W_i^T \rVert_F^2 + \lambda \lVert
-    \beta \rVert_1` with :math:`\lVert W_i \rVert_F = 1` (He et al., 2017, section 3.1).
+    \beta \rVert_1` with :math:`\lVert W_i \rVert_F = 1` (He et al., 2017).
 
     The paper raises the penalty until few enough channels are left; the score says when each one leaves, from
     the whole path at once (LARS, scikit-learn). Of two channels with the same contribution one stays and the
@@ -122,7 +122,7 @@ def thinet_channels(patches: Tensor, weight: Tensor, keep_count: int) -> Tensor:
 
 def refit(patches: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
     r"""Least squares: the weight on the channels ``kept`` that comes nearest to the full response,
-    :math:`\min \lVert Y - X' W'^T \rVert_F^2` (He et al., 2017, section 3.1).
+    :math:`\min \lVert Y - X' W'^T \rVert_F^2` (He et al., 2017).
 
     Where the samples leave several such weights, the one nearest to the old weight is taken.
 

@@ -40,7 +40,7 @@ def bn_scale(groups: Tensor, norm_scale: Tensor) -> Tensor:
 )
 def gate(groups: Tensor, gates: Tensor) -> Tensor:
     r"""Size of the learned gate that multiplies a filter's output: :math:`s_j = |g_j|` (Louizos et al.,
-    2018, section 2).
+    2018).
 
     A gate that training has closed is zero, and its filter has no effect on the output.
 
