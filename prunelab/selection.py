@@ -34,8 +34,8 @@ def check_scope(scope: str) -> str:
     """``scope``, or a ``ValueError`` that says what there is."""
     if scope not in ("local", "global"):
         raise ValueError(
-            f"scope={scope!r}: use 'local' (rank inside each layer and take the same share of all, also called "
-            "uniform) or 'global' (rank across layers)"
+            f"scope={scope!r}: use 'local' (rank inside each layer and take the same share of all, also "
+            "called uniform) or 'global' (rank across layers)"
         )
     return scope
 
