@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -158,7 +158,12 @@ class Order:
 
 
 def order(
-    channels: Channels, scores: Tensor, scope: str, *, most: float = 1.0, exclude: Iterable[str] = ()
+    channels: Channels,
+    scores: Tensor,
+    scope: str,
+    *,
+    most: float | Mapping[str, float] = 1.0,
+    exclude: Iterable[str] = (),
 ) -> Order:
     """Rank the channels; every layer keeps at least one filter.
 
@@ -166,12 +171,11 @@ def order(
         scores: ``(classes,)``, see :func:`channel_scores`. Equal scores: the first goes first.
         scope: ``"local"``: ranked inside each set of tied layers, all of which shrink in step (the literature
             calls that uniform); ``"global"``: ranked across the network.
-        most: the largest share of a layer's filters that may go, 0..1.
-        exclude: names of layers, or of modules around them, that stay as they are.
+        most, exclude: see :func:`decide`.
     """
     sets = tied(channels)
     makers = channels.makers()
-    excluded = _named(makers, exclude)
+    caps = _caps(makers, most, exclude)
     if any(scores[members].isnan().any() for members in sets.values()):
         raise ValueError("scores hold NaN: such channels cannot be ranked")
     ranked = {names: members[scores[members].argsort(stable=True)] for names, members in sets.items()}
@@ -188,21 +192,30 @@ def order(
     place[classes] = torch.arange(len(classes))
     stays = torch.zeros(len(channels.free), dtype=torch.bool)
     for name, filters in makers.items():
-        allowed = 0 if name in excluded else min(math.floor(most * len(filters) + 1e-9), len(filters) - 1)
+        allowed = min(math.floor(caps[name] * len(filters) + 1e-9), len(filters) - 1)
         stays[filters[place[filters].argsort(stable=True)[allowed:]]] = True
     goes = ~stays[classes]
     units = [int((makers[names[0]] == members[0]).sum()) for names, members in ranked.items()]
     return Order(classes[goes], keys[goes], list(ranked.values()), units, len(channels.free))
 
 
-def _named(makers: dict[str, Tensor], exclude: Iterable[str]) -> set[str]:
-    excluded = set()
-    for given in [exclude] if isinstance(exclude, str) else exclude:
-        inside = {name for name in makers if name == given or name.startswith(f"{given}.")}
+def _caps(
+    makers: dict[str, Tensor], most: float | Mapping[str, float], exclude: Iterable[str]
+) -> dict[str, float]:
+    """The largest share of each layer's filters that may go; where several entries name one, the last."""
+    caps = dict.fromkeys(makers, 1.0)
+    excluded = [exclude] if isinstance(exclude, str) else exclude
+    shares = most if isinstance(most, Mapping) else {None: most}
+    entries = [("most", part, share) for part, share in shares.items()]
+    for argument, part, share in [*entries, *(("exclude", part, 0.0) for part in excluded)]:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            where = "" if part is None else f" for {part!r}"
+            raise ValueError(f"{argument}={share!r}{where}: must be a share of a layer's filters, 0..1")
+        inside = [name for name in makers if part in (None, name) or name.startswith(f"{part}.")]
         if not inside:
-            raise ValueError(f"exclude={given!r}: {suggestion(given, tuple(makers))}")
-        excluded |= inside
-    return excluded
+            raise ValueError(f"{argument}={part!r}: {suggestion(part, tuple(makers))}")
+        caps.update(dict.fromkeys(inside, float(share)))
+    return caps
 
 
 # ---------------------------------------------------------------------------------------------- cost
@@ -404,7 +417,7 @@ def decide(
     scope: str = "local",
     reduce: str = "mean",
     round_to: int = 1,
-    most: float = 1.0,
+    most: float | Mapping[str, float] = 1.0,
     exclude: Iterable[str] = (),
     data: Batches | None = None,
     seed: int = 0,
@@ -427,7 +440,8 @@ def decide(
             are ranked across the network.
         reduce: how the scores of channels that go together become one: ``"mean"``, ``"sum"``, ``"max"``.
         round_to: keep multiples of this many filters, which some hardware likes.
-        most: the largest share of any layer's filters that may go. One filter always stays.
+        most: the largest share of a layer's filters that may go, 0..1, for all layers or by name, of a layer
+            or of a module around several: ``{"stage1": 0.3, "stage3": 0.8}``. One filter always stays.
         exclude: names of layers, or of modules around them, that keep all their filters.
         data: what the criterion measures on, if it needs data; never the test split.
         seed: for criteria that draw random numbers.
@@ -441,8 +455,6 @@ def decide(
     target, value = _target({name: value for name, value in given.items() if value is not None})
     if not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"round_to={round_to!r}: must be a whole number of filters, 1 or more")
-    if not 0 <= most <= 1:
-        raise ValueError(f"most={most!r}: must be a share of a layer's filters, 0..1")
     source = plain(model)
     channels = trace(source, example, zeroed=zeroed)
     if not channels.free.any():

@@ -55,10 +55,22 @@ def test_limits():
     model = chain(*SCALES)
     assert kept(model, amount=0.75, exclude=["0"]) == [[0, 1, 2, 3], [3]]
     assert kept(model, amount=0.75, most=0.5) == [[2, 3], [2, 3]]
+    assert kept(model, amount=0.75, most={"2": 0.5}) == [[2], [2, 3]]
+    assert kept(model, amount=0.75, most={"0": 0.25, "2": 0}) == [[1, 2, 3], [0, 1, 2, 3]]
     assert kept(model, amount=0.75, round_to=2) == [[2, 3], [2, 3]]
     assert kept(model, amount=0.99) == [[2], [3]], "every layer keeps one"
     assert kept(model, amount=0.99, scope="global") == [[2], [3]]
     assert kept(model, amount=0.99, round_to=3) == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_caps_by_name_hold_for_what_is_inside_and_the_last_one_counts(resnet):
+    plan = pl.plan(resnet, X, amount=0.7, most={"stage1": 0.25, "stage1.1": 0.5}, exclude="stage3.2")
+    left = {name: row["kept"] for name, row in plan.layers.items() if name.endswith("conv1")}
+    assert left == {
+        "stage1.0.conv1": 12, "stage1.1.conv1": 8, "stage1.2.conv1": 12, "stage2.0.conv1": 10,
+        "stage2.1.conv1": 10, "stage2.2.conv1": 10, "stage3.0.conv1": 19, "stage3.1.conv1": 19,
+        "stage3.2.conv1": 64,
+    }  # fmt: skip
 
 
 def test_rounding_gives_back_the_last_to_go():
@@ -191,8 +203,14 @@ def test_clear_errors(resnet):
         pl.plan(resnet, X, exclude=["stage1.0.conv"])
     with pytest.raises(ValueError, match="round_to=0"):
         pl.plan(resnet, X, round_to=0)
-    with pytest.raises(ValueError, match="most=2"):
+    with pytest.raises(ValueError, match="most=2: must be a share"):
         pl.plan(resnet, X, most=2)
+    with pytest.raises(ValueError, match="most=-1 for 'stage1': must be a share"):
+        pl.plan(resnet, X, most={"stage1": -1})
+    with pytest.raises(ValueError, match="most='stages': did you mean 'stage"):
+        pl.plan(resnet, X, most={"stages": 0.5})
+    with pytest.raises(ValueError, match="scope='uniform': use 'local' .*also called uniform"):
+        pl.plan(resnet, X, scope="uniform")
     with pytest.raises(ValueError, match="reduce='average'"):
         pl.plan(resnet, X, reduce="average")
 
