@@ -208,6 +208,33 @@ def masks(
 
 
 @_styled
+def granularity(
+    weight: Tensor, where: Tensor, keep: Tensor, group: int = 0, filters: int = 8, channels: int = 8
+) -> Figure:
+    """One granularity on one convolution weight ``(o, i, kh, kw)``: a single group, and what stays.
+
+    Args:
+        where: positions of each group's members in the flattened weight, ``(groups, members)``, as from
+            :func:`prunelab.granularity.positions`.
+        keep: boolean, the weight's shape: what stays.
+        group: the one that is shown on the left.
+        filters, channels: how many of them are drawn, from the first on.
+    """
+    if keep.shape != weight.shape:
+        raise ValueError(f"keep of shape {tuple(keep.shape)} does not fit weight {tuple(weight.shape)}")
+    one = torch.zeros(weight.numel(), dtype=torch.bool)
+    one[where[group]] = True
+    one = one.view(weight.shape)[:filters, :channels]
+    if not one.any():
+        raise ValueError(f"group={group} lies outside the first {filters} filters and {channels} channels")
+    figure, (left, right) = panels(2, height=3.5)
+    drawn = weight[:filters, :channels]
+    masks(drawn, one, left, f"one group, of {len(where):,}")
+    masks(drawn, keep[:filters, :channels], right, f"what stays: {keep.float().mean():.2f} of the weights")
+    return figure
+
+
+@_styled
 def scores(
     values: Tensor, amount: float, ax: Axes | None = None, title: str = "", xlabel: str = "group"
 ) -> Figure:

@@ -90,6 +90,36 @@ def test_masks_fades_zeros_when_no_mask_is_given():
     assert cells.ravel().tolist() == [-1, 1]
 
 
+def cells_of(ax, filters, channels, size):
+    """What a picture of masks shows, as ``(filters, channels, size, size)``, without its gaps."""
+    step = size + 1
+    drawn = np.asarray(ax.collections[0].get_array().filled(np.nan))
+    return np.array(
+        [
+            [drawn[i * step : i * step + size, j * step : j * step + size] for i in range(channels)]
+            for j in range(filters)
+        ]
+    )
+
+
+def test_granularity_shows_one_group_and_what_stays():
+    weight = torch.arange(1.0, 3 * 2 * 4 + 1).reshape(3, 2, 2, 2)
+    where = torch.arange(24).reshape(3, 8)  # by filter
+    keep = torch.tensor([True, True, False])[:, None, None, None].expand_as(weight)
+    left, right = plots.granularity(weight, where, keep, group=1).axes
+    assert (cells_of(left, 3, 2, 2) != -1).all((1, 2, 3)).tolist() == [False, True, False]
+    assert (cells_of(left, 3, 2, 2)[[0, 2]] == -1).all()
+    assert (cells_of(right, 3, 2, 2)[:2] == weight[:2].numpy()).all()
+    assert (cells_of(right, 3, 2, 2)[2] == -1).all()
+    assert left.get_title() == "one group, of 3" and "0.67" in right.get_title()
+
+
+def test_granularity_draws_the_first_filters_and_channels_only():
+    weight, where = torch.ones(4, 4, 1, 1), torch.arange(16).reshape(4, 4)
+    left, _ = plots.granularity(weight, where, weight > 0, group=1, filters=2, channels=3).axes
+    assert cells_of(left, 2, 3, 1).squeeze((2, 3)).tolist() == [[-1, -1, -1], [1, 1, 1]]
+
+
 @pytest.mark.parametrize(("amount", "removed"), [(0, 0), (0.25, 1), (0.5, 2), (1, 4)])
 def test_scores_marks_the_lowest(amount, removed):
     cut, kept = bar_heights(plots.scores(torch.tensor([0.3, 0.1, 0.4, 0.2]), amount))
@@ -276,6 +306,16 @@ def test_pictures_scales_bytes_and_names_classes():
         ),
         (lambda: plots.histogram({}), "weights is empty"),
         (lambda: plots.histogram(torch.zeros(0)), "is empty"),
+        (
+            lambda: plots.granularity(
+                torch.ones(2, 1, 1, 1), torch.tensor([[0], [1]]), torch.ones(2, 1, 1, 1), 1, filters=1
+            ),
+            "group=1 lies outside the first 1 filters",
+        ),
+        (
+            lambda: plots.granularity(torch.ones(1, 1, 1, 2), torch.tensor([[0, 1]]), torch.ones(1, 1, 1, 1)),
+            r"keep of shape \(1, 1, 1, 1\) does not fit weight \(1, 1, 1, 2\)",
+        ),
         (lambda: plots.scores(torch.rand(4), 50), "amount must lie in 0..1, got 50"),
         (lambda: plots.layer_sparsity({"a": {"x": 0.1}, "b": {"y": 0.1}}), r"methods\['b'\] has the layers"),
         (lambda: plots.curves({"l1": ([0, 1], [0.5])}), r"series\['l1'\]: y of shape \(1,\)"),
