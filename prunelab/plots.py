@@ -126,15 +126,20 @@ def _legend_above(ax: Axes, title: str) -> None:
 
 @_styled
 def heatmap(
-    weights: Tensor, ax: Axes | None = None, title: str = "", xlabel: str = "input", ylabel: str = "output"
+    weights: Tensor,
+    ax: Axes | None = None,
+    title: str = "",
+    xlabel: str = "input",
+    ylabel: str = "output",
+    label: str = "|weight|",
 ) -> Figure:
-    """Magnitudes of a weight matrix ``(out, in)``; exact zeros are pale grey."""
+    """Magnitudes of a matrix ``(out, in)``, such as a weight; exact zeros are pale grey."""
     matrix = np.abs(_array("weights", weights, 2, "(out, in)"))
     matrix[matrix == 0] = -1
     figure, ax = _canvas(ax)
     image = ax.imshow(matrix, cmap=_magnitudes(), vmin=0, aspect="auto", interpolation="nearest")
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    figure.colorbar(image, ax=ax, label="|weight|")
+    figure.colorbar(image, ax=ax, label=label)
     return figure
 
 
@@ -253,6 +258,61 @@ def scores(
 
 
 @_styled
+def contours(
+    values: Callable[[Tensor], Tensor],
+    ax: Axes | None = None,
+    title: str = "",
+    levels: int | Sequence[float] = 8,
+    span: tuple[float, float] = (-1.5, 1.5),
+    paths: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> Figure:
+    """Lines of equal value over the plane of two weights.
+
+    Args:
+        values: a criterion or a loss, ``(n, 2) -> (n,)``.
+        levels: how many lines, or the values that they stand for.
+        span: from where to where, on both axes.
+        paths: ways through the plane, ``{"label": [(w1, w2), ...]}``, each with a marker at every point.
+    """
+    figure, ax = _canvas(ax)
+    axis = torch.linspace(*span, 201)  # an odd number: zero is among them
+    grid = torch.cartesian_prod(axis, axis)
+    heights = _array("values", values(grid), 1, "(n,)")
+    if len(heights) != len(grid):
+        raise ValueError(f"values returned {len(heights)} numbers for {len(grid)} points")
+    ax.contour(axis, axis, heights.reshape(201, 201).T, levels, cmap="cividis", linewidths=1)
+    for j, (name, path) in enumerate((paths or {}).items()):
+        look: dict[str, Any] = {"color": COLOURS[j % 7], "marker": MARKERS[j % 7], "linestyle": DASHES[j % 7]}
+        ax.plot(*zip(*path, strict=True), label=name, **look)
+    ax.set_aspect("equal")
+    ax.set(xlabel="first weight", ylabel="second weight", title=title)
+    if paths:
+        _legend_above(ax, title)
+    return figure
+
+
+@_styled
+def vectors(filters: Tensor, keep: Tensor, ax: Axes | None = None, title: str = "") -> Figure:
+    """Filters of two weights each, ``(n, 2)``, as numbered arrows from zero; those not kept are dashed."""
+    places, kept = _array("filters", filters, 2, "(n, 2)"), _array("keep", keep, 1, "(n,)") != 0
+    if places.shape[1] != 2 or len(kept) != len(places):
+        raise ValueError(f"filters of shape {places.shape} and keep of shape {kept.shape}: (n, 2) and (n,)")
+    figure, ax = _canvas(ax)
+    for j, (place, stays) in enumerate(zip(places, kept, strict=True)):
+        look: dict[str, Any] = {"color": KEPT if stays else REMOVED, "linestyle": "-" if stays else "--"}
+        marker = "o" if stays else "x"
+        ax.plot([0, place[0]], [0, place[1]], marker=marker, markevery=[1], linewidth=1.4, **look)
+        shift = 9 * place / max(np.linalg.norm(place), 1e-9)
+        ax.annotate(str(j), place, shift, textcoords="offset points", ha="center", va="center", fontsize=8)
+    ax.axhline(0, color=FADED, linewidth=0.8, zorder=0)
+    ax.axvline(0, color=FADED, linewidth=0.8, zorder=0)
+    ax.margins(0.15)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set(xlabel="first weight", ylabel="second weight", title=title)
+    return figure
+
+
+@_styled
 def layer_sparsity(
     methods: Mapping[str, Mapping[str, float]], ax: Axes | None = None, title: str = ""
 ) -> Figure:
@@ -308,6 +368,36 @@ def curves(
         ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", color="dimgrey")
     ax.set(xlabel=xlabel, ylabel=ylabel)
     _legend_above(ax, title)
+    return figure
+
+
+@_styled
+def scatter(
+    x: Sequence[float] | Tensor,
+    y: Sequence[float] | Tensor,
+    ax: Axes | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    equal: bool = False,
+    title: str = "",
+) -> Figure:
+    """One numbered dot for each group: two of its numbers against each other.
+
+    Args:
+        x, y: ``(n,)`` each.
+        equal: draw the line where the two are equal, for an estimate against the truth.
+    """
+    across, up = _array("x", x, 1, "(n,)"), _array("y", y, 1, "(n,)")
+    if len(across) != len(up):
+        raise ValueError(f"x has {len(across)} numbers, y has {len(up)}")
+    figure, ax = _canvas(ax)
+    ax.plot(across, up, "o", color=BLUE, markersize=4)
+    for j, place in enumerate(zip(across, up, strict=True)):
+        ax.annotate(str(j), place, (3, 3), textcoords="offset points", fontsize=7, color="dimgrey")
+    if equal:
+        ends = min(across.min(), up.min()), max(across.max(), up.max())
+        ax.plot(ends, ends, ":", color="grey", linewidth=1, zorder=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     return figure
 
 
@@ -393,6 +483,31 @@ def dots(
     ax.set(ylim=(place - 1, -1), xlabel=xlabel, title=title)
     ax.grid(axis="y", color=FADED, linewidth=0.5)
     ax.set_axisbelow(True)
+    return figure
+
+
+@_styled
+def beside_random(result: Mapping[str, Any], names: Sequence[str]) -> Figure:
+    """What some criteria keep without retraining, in a local and in a global ranking, each beside random.
+
+    Args:
+        result: as in ``results/criteria.json``: ``amounts``, the ``dense`` accuracy, and by scope and
+            criterion the ``accuracy``, one row of amounts for each seed.
+        names: the criteria; one that was not measured is an error.
+    """
+    _check_some("names", names)
+    for name in names:
+        if name not in result["accuracy"]["local"]:
+            known = list(result["accuracy"]["local"])
+            raise ValueError(f"names: {name!r}: {registry.suggestion(name, known)}")
+    figure, axes = panels(2, height=1.0 + 0.19 * len(names), sharey=True)
+    for ax, scope, amount in zip(axes, ("local", "global"), (0.2, 0.3), strict=True):
+        at = result["amounts"].index(amount)
+        runs = {name: [row[at] for row in result["accuracy"][scope][name]] for name in ("random", *names)}
+        drawn = runs.pop("random")
+        band, title = (min(drawn), max(drawn)), f"{scope}, amount {amount:g}"
+        dots(runs, None, band, ax, "validation accuracy", result["dense"], title)
+        ax.set_xlim(0, 1)
     return figure
 
 
@@ -720,7 +835,65 @@ def coupling(filters: int = 5, channels: int = 3, next_filters: int = 4, removed
     return figure
 
 
+@_styled
+def stations(places: Mapping[str, Sequence[str]], back: str = "", title: str = "") -> Figure:
+    """Boxes from left to right, an arrow from each to the next, and under each the names that belong there.
+
+    Args:
+        places: ``{"filter": ["norms", "correlation"], ...}``.
+        back: what runs from the last box back to the first; by default nothing does.
+    """
+    _check_some("places", places)
+    figure, ax = panels(height=1.5 + 0.2 * max(map(len, places.values())))
+    arrow: dict[str, Any] = {"arrowstyle": "->", "color": "dimgrey"}
+    for j, (place, names) in enumerate(places.items()):
+        ax.add_patch(Rectangle((j - 0.38, -0.25), 0.76, 0.5, facecolor=SKY, edgecolor="white"))
+        ax.annotate(place, (j, 0), ha="center", va="center", fontsize=9)
+        ax.annotate("\n".join(names), (j, -0.35), ha="center", va="top", fontsize=9, color=BLUE)
+        if j:
+            ax.annotate("", (j - 0.39, 0), (j - 0.61, 0), arrowprops=arrow)
+    if back:
+        curve = arrow | {"color": VERMILION, "linestyle": "--", "connectionstyle": "arc3,rad=0.12"}
+        ax.annotate("", (0, 0.28), (len(places) - 1, 0.28), arrowprops=curve)
+        ax.annotate(back, ((len(places) - 1) / 2, 0.75), ha="center", va="bottom", color=VERMILION)
+    ax.set(
+        xlim=(-0.5, len(places) - 0.5), ylim=(-0.5 - 0.22 * max(map(len, places.values())), 1.0), title=title
+    )
+    ax.axis("off")
+    return figure
+
+
 # --- data -------------------------------------------------------------------------------------------
+
+
+@_styled
+def feature_maps(maps: Tensor, names: Sequence[str], ylabel: str = "picture", title: str = "") -> Figure:
+    """Feature maps ``(pictures, filters, h, w)``: a row for each picture, a column for each filter.
+
+    All share one scale of magnitudes; exact zeros are pale grey.
+
+    Args:
+        names: what stands under each column.
+    """
+    values = np.abs(_array("maps", maps, 4, "(pictures, filters, h, w)"))
+    pictures, filters, h, w = values.shape
+    if len(names) != filters:
+        raise ValueError(f"names: {len(names)} for {filters} filters")
+    values[values == 0] = -1
+    gap = -(-max(h, w) // 8)  # an empty strip between maps
+    cells = np.full((pictures, filters, h + gap, w + gap), np.nan)
+    cells[:, :, :h, :w] = values
+    picture = cells.transpose(0, 2, 1, 3).reshape(pictures * (h + gap), filters * (w + gap))[:-gap, :-gap]
+    figure, ax = panels(height=min(6.0, 0.9 + 0.86 * WIDTH * picture.shape[0] / picture.shape[1]))
+    look: dict[str, Any] = {"cmap": _magnitudes(), "vmin": 0, "interpolation": "nearest"}
+    image = ax.imshow(picture, **look)
+    ax.set_xticks(np.arange(filters) * (w + gap) + (w - 1) / 2, names)
+    ax.set_yticks(np.arange(pictures) * (h + gap) + (h - 1) / 2, [str(j) for j in range(pictures)])
+    ax.tick_params(length=0, labelsize=8)
+    ax.spines[:].set_visible(False)
+    ax.set(title=title, ylabel=ylabel)
+    figure.colorbar(image, ax=ax, label="|activation|", shrink=0.8)
+    return figure
 
 
 @_styled

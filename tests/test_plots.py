@@ -33,6 +33,9 @@ FIGURES = {
     "dots": lambda ax: plots.dots({"l1": [0.9], "random": [0.1, 0.3]}, band=(0.1, 0.3), ax=ax, level=0.9),
     "schedules": lambda ax: plots.schedules(["linear", "agp"], ax),
     "regularisation_path": lambda ax: plots.regularisation_path([1, 2], [[1, 1], [0, 0]], [2, 0], ax),
+    "contours": lambda ax: plots.contours(lambda w: w.abs().sum(1), ax, paths={"step": [(1, 1), (1, 0)]}),
+    "vectors": lambda ax: plots.vectors(torch.tensor([[1.0, 2], [0, 1]]), torch.tensor([True, False]), ax),
+    "scatter": lambda ax: plots.scatter([1, 2], [1, 3], ax, equal=True),
     "front": lambda ax: plots.front({"l1": ([1, 2], [0.5, 0.9])}, [(1, 0.5), (2, 0.9)], ax),
     "network_sketch": lambda ax: plots.network_sketch([torch.ones(3, 2), torch.ones(2, 3)], ax),
 }
@@ -125,6 +128,36 @@ def test_scores_marks_the_lowest(amount, removed):
     cut, kept = bar_heights(plots.scores(torch.tensor([0.3, 0.1, 0.4, 0.2]), amount))
     expected = torch.tensor([0.1, 0.2, 0.3, 0.4]).tolist()
     assert cut == expected[:removed] and kept == expected[removed:]
+
+
+def test_contours_draw_where_a_criterion_is_equal():
+    figure = plots.contours(lambda w: w.abs().sum(1), levels=[1], span=(-2, 2), paths={"a": [(1, 1), (1, 0)]})
+    (line,) = figure.axes[0].collections[0].get_paths()
+    np.testing.assert_allclose(np.abs(line.vertices).sum(1), 1, atol=1e-4)  # a diamond, and all of it:
+    np.testing.assert_allclose(line.vertices.max(0), [1, 1], atol=0.03)
+    np.testing.assert_allclose(line.vertices.min(0), [-1, -1], atol=0.03)
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[1, 1], [1, 0]]
+    (line,) = plots.contours(lambda w: w[:, 0], levels=[1]).axes[0].collections[0].get_paths()
+    np.testing.assert_allclose(line.vertices[:, 0], 1, atol=1e-6)  # the first weight is the one to the right
+
+
+def test_vectors_start_at_zero_and_tell_removed_from_kept():
+    filters = torch.tensor([[2.0, 1.0], [0.0, -1.0]])
+    ax = plots.vectors(filters, torch.tensor([True, False])).axes[0]
+    kept, removed = ax.lines[:2]
+    assert kept.get_xydata().tolist() == [[0, 0], [2, 1]]
+    assert removed.get_xydata().tolist() == [[0, 0], [0, -1]]
+    assert (kept.get_color(), kept.get_linestyle()) == (plots.KEPT, "-")
+    assert (removed.get_color(), removed.get_linestyle()) == (plots.REMOVED, "--")
+    assert [text.get_text() for text in ax.texts] == ["0", "1"]
+
+
+def test_scatter_numbers_its_dots_and_draws_where_both_are_equal():
+    ax = plots.scatter(torch.tensor([1.0, 3.0]), [2, 5], equal=True).axes[0]
+    dots, diagonal = ax.lines
+    assert dots.get_xydata().tolist() == [[1, 2], [3, 5]]
+    assert diagonal.get_xydata().tolist() == [[1, 1], [5, 5]]
+    assert [text.get_text() for text in ax.texts] == ["0", "1"]
 
 
 def test_layer_sparsity_draws_one_bar_for_each_layer_and_method():
@@ -227,6 +260,28 @@ def test_dots_draw_mean_and_range_with_a_gap_between_families():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
 
 
+def test_beside_random_draws_both_scopes_with_the_range_of_the_random_draws():
+    def rows(*runs):  # three amounts; the accuracies that count are at 0.2 (local) and 0.3 (global)
+        return [[0, local, overall] for local, overall in runs]
+
+    measured = {"random": rows((0.1, 0.2), (0.4, 0.3)), "l1": rows((0.8, 0.7)), "l2": rows((0.9, 0.6))}
+    result = {
+        "amounts": [0.1, 0.2, 0.3],
+        "dense": 0.95,
+        "accuracy": {"local": measured, "global": measured},
+    }
+    figure = plots.beside_random(result, ["l2", "l1"])
+    assert [ax.get_title() for ax in figure.axes] == ["local, amount 0.2", "global, amount 0.3"]
+    for ax, band, means in zip(figure.axes, ((0.1, 0.4), (0.2, 0.3)), ([0.9, 0.8], [0.6, 0.7]), strict=True):
+        assert [line.get_xdata()[0] for line in ax.lines[:2]] == means  # in the order asked for
+        shaded = ax.patches[0]
+        assert (shaded.get_x(), shaded.get_x() + shaded.get_width()) == pytest.approx(band)
+        assert ax.lines[2].get_xdata()[0] == 0.95
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["l2", "l1"]
+    with pytest.raises(ValueError, match="names: 'l3': did you mean 'l"):
+        plots.beside_random(result, ["l3"])
+
+
 def test_schedules_draw_all_that_are_registered_each_in_its_own_way():
     ax = plots.schedules().axes[0]
     assert legend(ax) == [method.name.replace("_", " ") for method in pl.methods("schedule")]
@@ -288,6 +343,27 @@ def test_coupling_strikes_one_row_through_both_layers():
     assert {patch.get_y() for patch in faded} == {-1}
 
 
+def test_stations_stand_in_order_with_their_names_below():
+    ax = plots.stations({"filter": ["norms", "correlation"], "loss": []}, back="gradient").axes[0]
+    texts = {text.get_text(): text.xyann for text in ax.texts if text.get_text()}
+    assert texts["filter"][0] == texts["norms\ncorrelation"][0] == 0 and texts["loss"][0] == 1
+    assert texts["norms\ncorrelation"][1] < texts["filter"][1] < texts["gradient"][1]
+    arrows = [text for text in ax.texts if text.arrow_patch is not None]
+    assert [arrow.xy[0] > arrow.xyann[0] for arrow in arrows] == [True, False]  # onwards, and back
+
+
+def test_feature_maps_stand_in_columns_and_show_exact_zeros():
+    maps = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2).float()  # one zero, in picture 0, filter 0
+    figure = plots.feature_maps(maps, ["a", "b", "c"])
+    ax = figure.axes[0]
+    drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
+    assert drawn[0:2, 0:2].tolist() == [[-1, 1], [2, 3]]  # below vmin = the faded colour
+    assert drawn[0:2, 3:5].tolist() == [[4, 5], [6, 7]]  # filter 1 stands to the right
+    assert drawn[3:5, 0:2].tolist() == [[12, 13], [14, 15]]  # picture 1 stands below
+    assert np.isnan(drawn[2]).all() and np.isnan(drawn[:, 2]).all()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
+
+
 def test_pictures_scales_bytes_and_names_classes():
     images = torch.full((3, 3, 4, 4), 51, dtype=torch.uint8)
     axes = plots.pictures(images, torch.tensor([1, 0, 1]), ["cat", "dog"], columns=2).axes
@@ -304,6 +380,14 @@ def test_pictures_scales_bytes_and_names_classes():
             lambda: plots.masks(torch.zeros(4, 2, 3, 3), torch.ones(5, 1, 1, 1)),
             r"keep of shape \(5, 1, 1, 1\)",
         ),
+        (lambda: plots.contours(lambda w: w.sum(1)[:7]), "values returned 7 numbers for 40401 points"),
+        (lambda: plots.vectors(torch.zeros(3, 3), torch.ones(3)), r"filters of shape \(3, 3\)"),
+        (lambda: plots.vectors(torch.zeros(3, 2), torch.ones(2)), r"keep of shape \(2,\)"),
+        (lambda: plots.scatter([1, 2], [1]), "x has 2 numbers, y has 1"),
+        (lambda: plots.beside_random({"accuracy": {"local": {}}}, []), "names is empty"),
+        (lambda: plots.stations({}), "places is empty"),
+        (lambda: plots.feature_maps(torch.zeros(2, 4, 4), []), r"maps must have shape \(pictures"),
+        (lambda: plots.feature_maps(torch.zeros(1, 2, 4, 4), ["a"]), "names: 1 for 2 filters"),
         (lambda: plots.histogram({}), "weights is empty"),
         (lambda: plots.histogram(torch.zeros(0)), "is empty"),
         (
