@@ -27,7 +27,7 @@ def gradient(groups: Tensor, gradients: Tensor) -> Tensor:
 @criterion(
     family="gradient",
     cite="molchanov2017pruning",
-    section="criteria/gradient",
+    section="criteria/taylor",
     needs=("maps", "map_gradients"),
     granularities=("filter",),
     normalise=l2_per_layer,
@@ -52,7 +52,7 @@ def taylor2017(maps: Tensor, map_gradients: Tensor) -> Tensor:
 @criterion(
     family="gradient",
     cite="molchanov2019importance",
-    section="criteria/gradient",
+    section="criteria/taylor",
     needs=("batch_gradients",),
 )
 def taylor_weight(groups: Tensor, batch_gradients: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def taylor_weight(groups: Tensor, batch_gradients: Tensor) -> Tensor:
 @criterion(
     family="gradient",
     cite="molchanov2019importance",
-    section="criteria/gradient",
+    section="criteria/taylor",
     needs=("batch_gradients",),
 )
 def taylor_gate(groups: Tensor, batch_gradients: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from prunelab.criteria import criterion, finite
 
 
-@criterion(family="norms", cite="blalock2020state", section="criteria/norms", needs=("generator",))
+@criterion(family="norms", cite="blalock2020state", section="criteria/beside-random", needs=("generator",))
 def random(groups: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform random scores: the control that every other criterion has to beat.
 

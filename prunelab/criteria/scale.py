@@ -10,7 +10,7 @@ from prunelab.criteria import criterion
 @criterion(
     family="scale",
     cite="liu2017learning",
-    section="criteria/norms",
+    section="criteria/scale",
     needs=("norm_scale",),
     granularities=("filter",),
 )
@@ -34,7 +34,7 @@ def bn_scale(groups: Tensor, norm_scale: Tensor) -> Tensor:
 @criterion(
     family="scale",
     cite="louizos2018learning",
-    section="criteria/norms",
+    section="criteria/scale",
     needs=("gates",),
     granularities=("filter",),
 )
