@@ -44,6 +44,9 @@ class Run:
         data: the whole data set (callbacks choose on ``data.validation``, never on ``data.test``).
         step, steps: optimiser steps done, and in all.
         epoch, epochs: whole epochs done, and in all.
+        precision: the arithmetic of the forward passes, ``"float32"`` or ``"bfloat16"``.
+        images, logits: of this step, ``(n, 3, h, w)`` normalised and ``(n, classes)`` float32; what a penalty
+            on the answers needs.
     """
 
     model: nn.Module
@@ -53,6 +56,9 @@ class Run:
     epochs: int
     step: int = 0
     epoch: int = 0
+    precision: str = "float32"
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def progress(self) -> float:
@@ -88,6 +94,35 @@ class Callback:
 
     def load_state_dict(self, state: dict) -> None:
         pass
+
+
+class Distillation(Callback):
+    r"""Learn from a teacher's answers besides the labels (Hinton et al., 2015, section 2).
+
+    Adds :math:`\lambda T^2\, \mathrm{KL}(\sigma(z^t / T) \,\|\, \sigma(z^s / T))` to the loss, the mean over
+    the batch: :math:`\sigma` is the softmax, :math:`z^t` the logits of the teacher, :math:`z^s` those of the
+    network in training. A soft answer says which wrong classes are nearly right; :math:`T^2` keeps the size
+    of its gradients.
+
+    Args:
+        teacher: a trained network with the same classes, such as the one before pruning; left as it is.
+        temperature: :math:`T > 0`; the higher, the softer.
+        strength: :math:`\lambda \ge 0`.
+    """
+
+    def __init__(self, teacher: nn.Module, temperature: float = 4.0, strength: float = 1.0):
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: must be above 0")
+        if not strength >= 0:
+            raise ValueError(f"strength={strength}: must be at least 0")
+        self.teacher, self.temperature, self.strength = teacher, temperature, strength
+
+    def penalty(self, run: Run) -> Tensor:
+        with evaluating(self.teacher), torch.no_grad(), _autocast(run.images.device, run.precision):
+            wanted = self.teacher(run.images).float()
+        soft, answer = (F.log_softmax(z / self.temperature, dim=1) for z in (wanted, run.logits))
+        divergence = F.kl_div(answer, soft, reduction="batchmean", log_target=True)
+        return self.strength * self.temperature**2 * divergence
 
 
 @dataclass
@@ -258,7 +293,7 @@ def fit(
         _restore(stored, run, callbacks, history)
     elif precision == "auto":
         precision = fastest_precision(device.type)
-    history.precision = precision
+    history.precision = run.precision = precision
     train = data.train.to(device)
     epoch_end = _snapshot(run, callbacks, history, settings, precision)
     bar = tqdm(
@@ -328,9 +363,11 @@ def _train_epoch(
         rate = learning_rate((run.step + 0.5) / run.steps, settings["lr"], settings["schedule"])
         for group in run.optimiser.param_groups:
             group["lr"] = rate
+        run.images = images.contiguous(memory_format=layout)
         with _autocast(device, precision):
-            logits = run.model(images.contiguous(memory_format=layout))
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings["label_smoothing"])
+            logits = run.model(run.images).float()
+        run.logits = logits
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings["label_smoothing"])
         for callback in callbacks:
             loss = loss + callback.penalty(run)
         value = loss.item()

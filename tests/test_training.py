@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -775,3 +776,46 @@ def test_the_progress_bar_of_a_continued_run_starts_where_it_was(data, tmp_path,
     quick(tiny_model(), data, callbacks=[At()], checkpoint=path, progress=True)
     shown = capsys.readouterr().err.split("\r")
     assert re.match(r"epoch 2/3:  33%\|.*\| 4/12 ", shown[1]) and "12/12" in shown[-1]
+
+
+def test_distillation_adds_the_divergence_from_the_teacher() -> None:
+    # At T = 2 the teacher's logits 2 ln 2 and 0 say (2/3, 1/3), the student's equal ones (1/2, 1/2).
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).train()
+    with torch.no_grad():
+        teacher[1].weight.zero_()
+        teacher[1].bias.copy_(torch.tensor([2 * math.log(2), 0.0]))
+    run = SimpleNamespace(
+        images=torch.randn(5, 3, 2, 2), logits=torch.zeros(5, 2, requires_grad=True), precision="float32"
+    )
+    divergence = 2 / 3 * math.log(2 / 3 / 0.5) + 1 / 3 * math.log(1 / 3 / 0.5)
+    found = training.Distillation(teacher, temperature=2.0, strength=0.5).penalty(run)
+    assert found.item() == pytest.approx(0.5 * 2**2 * divergence, rel=1e-5)
+    found.backward()
+    assert run.logits.grad[0, 0] < 0 < run.logits.grad[0, 1]  # towards the teacher's answer
+    assert teacher[1].weight.grad is None and teacher.training
+
+
+def test_distillation_teaches_what_no_label_says() -> None:
+    """With labels drawn at random, only the teacher can have taught its answers."""
+    data, teacher = tiny_data(), tiny_model(dropout=0.0)
+    fit(teacher, data, 20, batch_size=BATCH, lr=0.05, precision="float32", progress=False)
+    labels = torch.randint(0, 10, (56,), generator=torch.Generator().manual_seed(1))
+    confused = replace(data, train=replace(data.train, labels=labels))
+    agreement = []
+    for callbacks in ([], [training.Distillation(teacher, strength=1.0)]):
+        student = tiny_model(dropout=0.0, seed=1)
+        fit(
+            student, confused, 20, batch_size=BATCH, lr=0.05, precision="float32", callbacks=callbacks,
+            progress=False,
+        )  # fmt: skip
+        images = data.validation.normalise(data.validation.images)
+        with torch.no_grad():
+            same = student.eval()(images).argmax(1) == teacher.eval()(images).argmax(1)
+        agreement.append(same.double().mean().item())
+    assert agreement[1] > agreement[0] + 0.3
+
+
+@pytest.mark.parametrize(("argument", "value"), [("temperature", 0.0), ("strength", -1.0)])
+def test_distillation_refuses_what_makes_no_sense(argument: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{argument}={value}"):
+        training.Distillation(tiny_model(), **{argument: value})
