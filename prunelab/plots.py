@@ -214,7 +214,12 @@ def masks(
 
 @_styled
 def granularity(
-    weight: Tensor, where: Tensor, keep: Tensor, group: int = 0, filters: int = 8, channels: int = 8
+    weight: Tensor,
+    where: Tensor,
+    keep: Tensor,
+    member: tuple[int, ...] = (2, 1, 1, 1),
+    filters: int = 8,
+    channels: int = 8,
 ) -> Figure:
     """One granularity on one convolution weight ``(o, i, kh, kw)``: a single group, and what stays.
 
@@ -222,19 +227,19 @@ def granularity(
         where: positions of each group's members in the flattened weight, ``(groups, members)``, as from
             :func:`prunelab.granularity.positions`.
         keep: boolean, the weight's shape: what stays.
-        group: the one that is shown on the left.
+        member: the weight whose group is shown on the left: filter, channel, row, column.
         filters, channels: how many of them are drawn, from the first on.
     """
     if keep.shape != weight.shape:
         raise ValueError(f"keep of shape {tuple(keep.shape)} does not fit weight {tuple(weight.shape)}")
-    one = torch.zeros(weight.numel(), dtype=torch.bool)
-    one[where[group]] = True
-    one = one.view(weight.shape)[:filters, :channels]
-    if not one.any():
-        raise ValueError(f"group={group} lies outside the first {filters} filters and {channels} channels")
-    figure, (left, right) = panels(2, height=3.5)
     drawn = weight[:filters, :channels]
-    masks(drawn, one, left, f"one group, of {len(where):,}")
+    if any(not 0 <= place < size for place, size in zip(member, drawn.shape, strict=True)):
+        raise ValueError(f"member={member} lies outside what is drawn, {tuple(drawn.shape)}")
+    position = int(np.ravel_multi_index(member, weight.shape))
+    one = torch.zeros(weight.numel(), dtype=torch.bool)
+    one[where[(where == position).any(1)]] = True
+    figure, (left, right) = panels(2, height=3.5)
+    masks(drawn, one.view(weight.shape)[:filters, :channels], left, f"one group, of {len(where):,}")
     masks(drawn, keep[:filters, :channels], right, f"what stays: {keep.float().mean():.2f} of the weights")
     return figure
 

@@ -109,7 +109,7 @@ def test_granularity_shows_one_group_and_what_stays():
     weight = torch.arange(1.0, 3 * 2 * 4 + 1).reshape(3, 2, 2, 2)
     where = torch.arange(24).reshape(3, 8)  # by filter
     keep = torch.tensor([True, True, False])[:, None, None, None].expand_as(weight)
-    left, right = plots.granularity(weight, where, keep, group=1).axes
+    left, right = plots.granularity(weight, where, keep, (1, 0, 1, 1)).axes
     assert (cells_of(left, 3, 2, 2) != -1).all((1, 2, 3)).tolist() == [False, True, False]
     assert (cells_of(left, 3, 2, 2)[[0, 2]] == -1).all()
     assert (cells_of(right, 3, 2, 2)[:2] == weight[:2].numpy()).all()
@@ -119,7 +119,7 @@ def test_granularity_shows_one_group_and_what_stays():
 
 def test_granularity_draws_the_first_filters_and_channels_only():
     weight, where = torch.ones(4, 4, 1, 1), torch.arange(16).reshape(4, 4)
-    left, _ = plots.granularity(weight, where, weight > 0, group=1, filters=2, channels=3).axes
+    left, _ = plots.granularity(weight, where, weight > 0, (1, 0, 0, 0), 2, 3).axes
     assert cells_of(left, 2, 3, 1).squeeze((2, 3)).tolist() == [[-1, -1, -1], [1, 1, 1]]
 
 
@@ -391,10 +391,8 @@ def test_pictures_scales_bytes_and_names_classes():
         (lambda: plots.histogram({}), "weights is empty"),
         (lambda: plots.histogram(torch.zeros(0)), "is empty"),
         (
-            lambda: plots.granularity(
-                torch.ones(2, 1, 1, 1), torch.tensor([[0], [1]]), torch.ones(2, 1, 1, 1), 1, filters=1
-            ),
-            "group=1 lies outside the first 1 filters",
+            lambda: plots.granularity(*[torch.ones(2, 1, 1, 1)] * 3, (1, 0, 0, 0), filters=1),
+            r"member=\(1, 0, 0, 0\) lies outside what is drawn, \(1, 1, 1, 1\)",
         ),
         (
             lambda: plots.granularity(torch.ones(1, 1, 1, 2), torch.tensor([[0, 1]]), torch.ones(1, 1, 1, 1)),
