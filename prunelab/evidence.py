@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from prunelab.basics import evaluating
+from prunelab.criteria import finite
 from prunelab.data import Split
 from prunelab.granularity import matrix
 from prunelab.observation import KINDS, Batch, Kind, MapMeans, Network
@@ -71,7 +72,8 @@ def collect(
         seed: decides the pictures, and everything that is drawn at random.
         progress: show a progress bar when it takes longer than two seconds.
     Raises:
-        ValueError: a criterion needs data and there is none, or evidence that the network cannot give.
+        ValueError: a criterion needs data and there is none, or evidence that the network cannot give; or a
+            weight is infinite or NaN.
     """
     return Evidence(list(criteria), model, layers, data, seed, progress)
 
@@ -89,6 +91,8 @@ class Evidence:
         progress: bool,
     ):
         self.layers = layers
+        for name, layer in layers.items():
+            finite(layer.weight, f"the weight of layer {name!r}")
         self.kinds: dict[str, Kind] = {}
         self.means: dict[str, MapMeans] = {}
         for criterion in criteria:
@@ -160,7 +164,7 @@ def checked(scores: Tensor, criterion: Method, groups: int, name: str) -> Tensor
         raise ValueError(
             f"criterion {criterion.name!r} must return one finite number for each of the {groups} "
             f"groups of layer {name!r}; it returned shape {tuple(scores.shape)}"
-            + ("" if scores.isfinite().all() else " with infinite or NaN values")
+            + ("" if scores.isfinite().all() else " with infinite or NaN values: is a weight damaged?")
         )
     return scores
 

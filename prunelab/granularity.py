@@ -174,7 +174,7 @@ def n_of_m(n: int, m: int) -> Method:
         raise ValueError(f"n={n}, m={m}: of m weights in a row n are kept, so n must be 1 to m - 1")
 
     def consecutive(w: Tensor) -> Tensor:
-        _check_size(f"{n}:{m}: m", m, w.shape[1], "input channels")
+        _check_size("m", m, w.shape[1], "input channels")
         return rearrange(w, "o (i m) h w -> (o i h w) m", m=m)
 
     authors = "Mishra et al., 2021" if (n, m) == (2, 4) else "Zhou et al., 2021"
@@ -249,7 +249,9 @@ def objection(method: Method, layer: Any) -> str:
     if method.name == "pattern" and tuple(kernel_size) != (3, 3):
         return f"{said}, and patterns are those of 3x3 kernels"
     depthwise = getattr(layer, "groups", 1) == getattr(layer, "in_channels", 1) > 1
-    if depthwise and (method.name in ("group_wise", "grouped_kernel", "block") or method.family == "N:M"):
+    if depthwise and (method.name == "block" or method.family == "N:M"):
+        return "it is depthwise, so that each filter sees one channel only"
+    if depthwise and method.name in ("group_wise", "grouped_kernel") and layer.out_channels == layer.groups:
         return "it is depthwise, so that each filter sees one channel and shares it with no other"
     return ""
 

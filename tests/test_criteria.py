@@ -1,5 +1,7 @@
 """Criteria against values worked by hand, torch's own pruning, and the definitions evaluated the slow way."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -145,6 +147,69 @@ def test_every_criterion_that_judges_filters_or_channels_prunes(name, network, p
             assert left == [6, 6, 11]
         else:
             assert sum(left) >= 32 - 10  # at least: a layer that would be emptied keeps one
+
+
+def with_a_dead_and_a_constant_map(network):
+    with torch.no_grad():
+        for layer in (network[0], network[3]):
+            layer.weight[2:4] = 0
+        for norm in (network[1], network[4]):
+            norm.weight[2:4] = 0
+            norm.bias[2:4] = torch.tensor([-1.0, 0.5])  # behind ReLU: zero, and one half everywhere
+    return network
+
+
+def with_equal_filters(network):
+    with torch.no_grad():
+        for layer in (network[0], network[3]):
+            layer.weight[:] = layer.weight[:1, :1].clone()
+        network[3].bias.zero_()
+    return network
+
+
+def with_one_filter(network):
+    torch.manual_seed(0)
+    network[0], network[1], network[3] = nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1).eval(), nn.Conv2d(1, 8, 3)
+    return network
+
+
+@pytest.mark.parametrize("name", [method.name for method in pl.methods("criterion")])
+def test_degenerate_input_has_a_defined_answer_or_a_clear_error(name, network, pictures):
+    criterion = registry.find("criterion", name)
+    shape = next(s for s in ("filter", "channel", "weight") if s in (criterion.granularities or ("filter",)))
+
+    def masks(model, data=pictures):
+        if name == "gate":
+            model = pl.regularisers.attach_gates(model)
+        # The first layer's input channels are the picture's colours.
+        layers = ["3"] if shape == "channel" else ["0", "3"]
+        return new_masks(model, granularity=shape, criterion=name, amount=0.5, data=data, layers=layers)
+
+    one = [(images[:1], labels[:1]) for images, labels in pictures[:1]]
+    for change, data in (
+        (with_a_dead_and_a_constant_map, pictures),
+        (with_equal_filters, pictures),
+        (lambda model: model, one),
+    ):
+        model = change(copy.deepcopy(network))
+        found = masks(model, data)
+        for layer, keep in found.items():
+            where = granularity.positions(registry.find("granularity", shape), model.get_submodule(layer))
+            kept = granularity.matrix(keep, where).any(1)
+            assert kept.sum() == len(kept) // 2, change
+        if change is with_equal_filters:  # decided by their place, not by chance
+            again = masks(model, data)
+            assert all(torch.equal(keep, again[layer]) for layer, keep in found.items())
+    alone = masks(with_one_filter(copy.deepcopy(network)))
+    assert shape == "weight" or all(keep.any() for keep in alone.values())
+    damaged = copy.deepcopy(network)
+    with torch.no_grad():
+        damaged[3].weight[1, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="1 of 576 values of the weight of layer '3' are infinite or NaN"):
+        masks(damaged)
+    if criterion.needs and set(criterion.needs) - {"generator", "norm_scale", "gates"}:
+        with pytest.raises(ValueError, match="data is empty"):
+            masks(network, [])
 
 
 def test_a_criterion_that_needs_data_says_so():

@@ -227,13 +227,24 @@ def test_a_size_that_does_not_divide_is_refused_with_layer_dimension_and_size(wa
         ("grouped_kernel", nn.Conv2d(4, 4, 1), "same as 'group_wise'"),
         ("pattern", nn.Conv2d(4, 4, 5), "kernels are 5x5, and patterns are those of 3x3"),
         ("pattern", nn.Linear(9, 1), "no kernels, and patterns are those of 3x3"),
-        ("block", nn.Conv2d(4, 8, 3, groups=4), "depthwise"),
-        ("2:4", nn.Conv2d(4, 4, 3, groups=4), "depthwise"),
-        ("group_wise", nn.ConvTranspose2d(4, 4, 3, groups=4), "depthwise"),
+        ("block", nn.Conv2d(4, 8, 3, groups=4), "depthwise, so that each filter sees one channel only$"),
+        ("2:4", nn.Conv2d(4, 4, 3, groups=4), "depthwise, so that each filter sees one channel only$"),
+        ("group_wise", nn.ConvTranspose2d(4, 4, 3, groups=4), "depthwise.* shares it with no other"),
+        ("grouped_kernel", nn.Conv1d(4, 4, 3, groups=4), "depthwise.* shares it with no other"),
     ],
 )
 def test_where_a_granularity_makes_no_sense(name, layer, reason):
     assert re.search(reason, granularity.objection(found(name), layer))
+
+
+def test_filters_that_share_the_channel_of_a_depthwise_convolution_can_be_grouped():
+    layer = nn.Conv2d(4, 8, 3, groups=4)  # two filters for each channel
+    for name in ("group_wise", "grouped_kernel"):
+        assert granularity.objection(found(name), layer) == ""
+        with pytest.raises(ValueError, match="filters=4 does not divide its 2 filters in each of the 4"):
+            granularity.positions(found(name), layer)
+    pairs = groups_of(partial(granularity.grouped_kernel, filters=2), layer)
+    assert pairs == [set(range(18 * channel, 18 * (channel + 1))) for channel in range(4)]
 
 
 @pytest.mark.parametrize("name", NAMES)
