@@ -437,7 +437,7 @@ class _Follower:
         if not _tensors((args, kwargs)):
             if sizes and name in ops.SIZE_ARITHMETIC and not kwargs:
                 return _Size.of(target(*map(int, args)), torch.cat([size.ids for size in sizes]))
-            if name == "getitem":  # one of several sizes
+            if name == "getitem" and not isinstance(args[0], _Constant):  # one of several sizes
                 return operator.getitem(*args)
             self.pin_sizes(sizes)
             return self.constant(target, args, kwargs)

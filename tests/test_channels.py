@@ -112,6 +112,18 @@ def option_a_by_hand(n, x):
     return n.last(n.b(y) + F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)))
 
 
+class Table(nn.Module):
+    """Learned numbers that are looked up, as attention's bias by relative position."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5))
+        self.register_buffer("index", torch.tensor([4, 0, 0, 2, 1, 3, 3, 4]))
+
+    def forward(self, y):
+        return y + self.table[self.index]
+
+
 def tied_weights(n, x):
     return n.last(F.relu(n.b(F.relu(n.a(x)))))
 
@@ -175,6 +187,7 @@ NETWORKS = {
         nn.Sequential(conv(3, 8), nn.Softplus(), conv(8, 6, 1, bias=False, groups=2), nn.ReLU(), conv(6,
         2)), "0 2",
     ),
+    "a table that is looked up": (nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4), Table()), "0"),
     "a shift": (Net(lambda n, x: n.b(1 - n.a(x)), a=conv(3, 8), b=conv(8, 4, 1)), "a"),
 }  # fmt: skip
 
