@@ -3,11 +3,13 @@
 A measure of one network is a function of that network. A measure of two says by the order of its arguments
 which is which: ``original`` first, then ``pruned``. Shares and accuracies are 0..1, sizes are bytes, times
 are seconds. ``pruned`` may be a masked network, one with zeros in it, or a smaller one; each docstring says
-which of these the measure can tell from the original.
+which of these the measure can tell from the original. An ``example`` is one input, batch included, or a tuple
+of them, on the network's device.
 """
 
 from __future__ import annotations
 
+import copy
 import html
 import statistics
 import sys
@@ -31,11 +33,12 @@ from tqdm.auto import tqdm
 
 from prunelab import planning, plots
 from prunelab.basics import evaluating
+from prunelab.channels import Example, inputs
 from prunelab.data import Split
+from prunelab.evidence import Batches
 from prunelab.granularity import LAYERS
 from prunelab.latency import take_turns
 from prunelab.registry import suggestion
-from prunelab.sparsify import finalize
 from prunelab.storage import storage_report
 from prunelab.surgery import pruning_record
 from prunelab.training import device_of, evaluate
@@ -67,7 +70,7 @@ def parameters(model: nn.Module) -> int:
 
 def nonzero_parameters(model: nn.Module) -> int:
     """Number of parameters that are not zero."""
-    return sum(int(parameter.count_nonzero()) for parameter in finalize(model).parameters())
+    return sum(int(parameter.count_nonzero()) for parameter in planning.plain(model).parameters())
 
 
 def parameter_reduction(original: nn.Module, pruned: nn.Module) -> float:
@@ -85,36 +88,36 @@ def parameter_reduction(original: nn.Module, pruned: nn.Module) -> float:
 # --- work -------------------------------------------------------------------------------------------
 
 
-def flops(model: nn.Module, example: Tensor) -> int:
+def flops(model: nn.Module, example: Example) -> int:
     """Floating-point operations of one forward pass of ``example``, two per multiply-accumulate.
 
     Convolutions and linear layers are counted, as in most papers; norms, activations and additions are not.
     Zeros are counted: a dense kernel multiplies them.
     """
-    return planning.count_flops(planning.plain(model), (example,))
+    return planning.count_flops(planning.plain(model), inputs(example))
 
 
-def macs(model: nn.Module, example: Tensor) -> int:
+def macs(model: nn.Module, example: Example) -> int:
     """Multiply-accumulates of one forward pass of ``example``: half of :func:`flops`."""
     return flops(model, example) // 2
 
 
-def nonzero_flops(model: nn.Module, example: Tensor) -> int:
+def nonzero_flops(model: nn.Module, example: Example) -> int:
     """The part of :func:`flops` that touches a weight which is not zero: of each convolution and linear
     layer, its FLOPs times the density of its weight.
 
     That is exact, because all weights of such a layer are used equally often (zero padding is multiplied,
     too). Products of two feature maps, as in attention, have no weights and count in full.
     """
-    plain = finalize(model)  # a copy, so the hooks need not be taken off
+    plain = _plain_copy(model)  # so the hooks need not be taken off
     counter = FlopCounterMode(display=False)
     before: dict[nn.Module, int] = {}
     saved: list[int] = []
 
-    def enter(layer: nn.Module, inputs: Any) -> None:
+    def enter(layer: nn.Module, args: Any) -> None:
         before[layer] = counter.get_total_flops()
 
-    def leave(layer: nn.Module, inputs: Any, output: Any) -> None:
+    def leave(layer: nn.Module, args: Any, output: Any) -> None:
         zeros = int((layer.weight == 0).sum())
         saved.append((counter.get_total_flops() - before[layer]) * zeros // layer.weight.numel())
 
@@ -122,11 +125,11 @@ def nonzero_flops(model: nn.Module, example: Tensor) -> int:
         layer.register_forward_pre_hook(enter)
         layer.register_forward_hook(leave)
     with evaluating(plain), torch.no_grad(), counter:
-        plain(example)
+        plain(*inputs(example))
     return counter.get_total_flops() - sum(saved)
 
 
-def flops_reduction(original: nn.Module, pruned: nn.Module, example: Tensor) -> float:
+def flops_reduction(original: nn.Module, pruned: nn.Module, example: Example) -> float:
     r"""Share of the FLOPs that is saved: :math:`(F_\text{original} - F_\text{pruned}) / F_\text{original}`.
 
     Dense FLOPs (:func:`flops`), so it is 0 for a masked network.
@@ -137,7 +140,7 @@ def flops_reduction(original: nn.Module, pruned: nn.Module, example: Tensor) -> 
     return reduction(flops(original, example), flops(pruned, example))
 
 
-def theoretical_speedup(original: nn.Module, pruned: nn.Module, example: Tensor) -> float:
+def theoretical_speedup(original: nn.Module, pruned: nn.Module, example: Example) -> float:
     r"""Speed-up if time were FLOPs and zeros cost nothing:
     :math:`F_\text{original} / F^{\neq 0}_\text{pruned}`.
 
@@ -162,7 +165,7 @@ def size(model: nn.Module, encoding: str = "dense") -> int:
             ``"bitmask"``, ``"csr"``, … leave zeros out and count the indices that say where the others stand.
             All other tensors are dense in any case.
     """
-    plain = finalize(model)
+    plain = planning.plain(model)
     total = sum(tensor.numel() * tensor.element_size() for tensor in plain.state_dict().values())
     if encoding == "dense":
         return total
@@ -221,7 +224,7 @@ def memory_reduction(original: nn.Module, pruned: nn.Module, encoding: str = "de
     return reduction(size(original), size(pruned, encoding))
 
 
-def peak_activations(model: nn.Module, example: Tensor) -> int:
+def peak_activations(model: nn.Module, example: Example) -> int:
     """The most bytes of feature maps alive at once in a forward pass of ``example``, its own included.
 
     A tensor lives from the operator that makes it until Python drops the last reference to it: while an
@@ -230,19 +233,20 @@ def peak_activations(model: nn.Module, example: Tensor) -> int:
     nor does what an operator uses inside for itself. In inference mode; training keeps almost all of them.
     """
     plain = planning.plain(model)
-    alive = _Alive([*plain.parameters(), *plain.buffers()], example)
+    examples = inputs(example)
+    alive = _Alive([*plain.parameters(), *plain.buffers()], examples)
     with evaluating(plain), torch.inference_mode(), alive:
-        plain(example)
+        plain(*examples)
     return alive.peak
 
 
 class _Alive(TorchDispatchMode):
     """Sees every tensor that an operator returns, and counts the bytes of those that are still in memory."""
 
-    def __init__(self, stored: list[Tensor], example: Tensor):
+    def __init__(self, stored: list[Tensor], examples: tuple[Tensor, ...]):
         super().__init__()
-        self.known = {tensor.untyped_storage()._cdata for tensor in (*stored, example)}
-        self.now = self.peak = example.nbytes
+        self.known = {tensor.untyped_storage()._cdata for tensor in (*stored, *examples)}
+        self.now = self.peak = sum(example.nbytes for example in examples)
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operator(*args, **(kwargs or {}))
@@ -292,26 +296,30 @@ def accuracy_drop(original: nn.Module, pruned: nn.Module, split: Split) -> float
 
 
 def reconstruction_error(
-    original: nn.Module, pruned: nn.Module, split: Split, *, batch_size: int = 100
+    original: nn.Module, pruned: nn.Module, data: Batches, *, batch_size: int = 100
 ) -> float:
     r"""Mean distance of the outputs: :math:`\frac{1}{N} \sum_i \lVert f(x_i) - g(x_i) \rVert_2` over the *N*
-    pictures of ``split``, *f* the original network, *g* the pruned one.
+    pictures of ``data``, *f* the original network, *g* the pruned one.
 
-    The outputs are logits, the norm is Euclidean. Labels play no part.
+    The outputs are logits, the norm is Euclidean; of a network with several heads, over all their numbers.
 
+    Args:
+        data: pictures such as ``data.validation``, or batches ``(images, labels)``, as a ``DataLoader`` gives
+            them; labels play no part.
+        batch_size: pictures per forward pass, of a split; changes speed and memory, not the result.
     Returns:
         0 or more, smaller = better, in the unit of the logits.
     """
-    _check_split(split)
-    total = 0.0
+    total, count = 0.0, 0
     with evaluating(original, pruned), torch.inference_mode():
-        for images, _ in split.to(device_of(original)).batches(batch_size):
+        for images in _pictures(data, device_of(original), batch_size):
             total += _distances(original(images), pruned(images), "the output").sum().item()
-    return total / len(split)
+            count += len(images)
+    return _mean(total, count)
 
 
 def layer_reconstruction_errors(
-    original: nn.Module, pruned: nn.Module, split: Split, *, batch_size: int = 100
+    original: nn.Module, pruned: nn.Module, data: Batches, *, batch_size: int = 100
 ) -> dict[str, float]:
     """:func:`reconstruction_error` at the output of each convolution and linear layer, by name.
 
@@ -322,7 +330,6 @@ def layer_reconstruction_errors(
     Raises:
         ValueError: no layer in common, or fewer channels and no record of which they are.
     """
-    _check_split(split)
     theirs, ours = _layers(original), _layers(pruned)
     places = {name: _survivors(original, pruned, name) for name in theirs if name in ours}
     if not places:
@@ -331,21 +338,37 @@ def layer_reconstruction_errors(
             "or linear layer of the same name: there is nothing to compare layer by layer"
         )
     total: dict[str, float] = {}
-    device = device_of(original)
+    count, device = 0, device_of(original)
     with (
         evaluating(original, pruned),
         torch.inference_mode(),
         _outputs(theirs) as before,
         _outputs(ours) as after,
     ):
-        for images, _ in split.to(device).batches(batch_size):
+        for images in _pictures(data, device, batch_size):
+            count += len(images)
             original(images), pruned(images)
             for name in [name for name in places if name in before and name in after]:
                 channels = -1 if isinstance(theirs[name], nn.Linear) else 1  # the axis
                 f = before.pop(name).index_select(channels, torch.tensor(places[name], device=device))
                 errors = _distances(f, after.pop(name), f"layer {name!r}")
                 total[name] = total.get(name, 0.0) + errors.sum().item()
-    return {name: value / len(split) for name, value in total.items()}
+    return {name: _mean(value, count) for name, value in total.items()}
+
+
+def _pictures(data: Batches, device: torch.device, batch_size: int) -> Iterator[Tensor]:
+    """The images of ``data``, batch by batch, on ``device``."""
+    if isinstance(data, Tensor):
+        raise TypeError("data must be pictures such as data.test, or batches (images, labels), got a Tensor")
+    batches = data.to(device).batches(batch_size) if isinstance(data, Split) else data
+    for images, _ in batches:
+        yield images.to(device)
+
+
+def _mean(total: float, count: int) -> float:
+    if count == 0:
+        raise ValueError("data is empty: there was no picture in it")
+    return total / count
 
 
 def _survivors(original: nn.Module, pruned: nn.Module, name: str) -> list[int]:
@@ -384,14 +407,17 @@ def _outputs(layers: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def _distances(f: Tensor, g: Tensor, where: str) -> Tensor:
+def _distances(f: Any, g: Any, where: str) -> Tensor:
     """Euclidean distances, picture by picture: ``(b, …)`` twice to ``(b,)`` float64."""
-    if f.shape != g.shape:
-        raise ValueError(
-            f"{where} is {tuple(f.shape)} in original and {tuple(g.shape)} in pruned: only equal shapes can "
-            "be compared"
-        )
-    return (f - g).flatten(1).norm(dim=1).double()
+    parts = []
+    for one, other in zip(tree_leaves(f), tree_leaves(g), strict=True):
+        if one.shape != other.shape:
+            raise ValueError(
+                f"{where} is {tuple(one.shape)} in original and {tuple(other.shape)} in pruned: only equal "
+                "shapes can be compared"
+            )
+        parts.append((one - other).reshape(len(one), -1).norm(dim=1).double())
+    return torch.stack(parts).norm(dim=0)
 
 
 # --- time -------------------------------------------------------------------------------------------
@@ -406,7 +432,7 @@ class Latency(NamedTuple):
 
 
 def latencies(
-    models: dict[str, nn.Module], example: Tensor, *, repeats: int = 30, threads: int = 1, fold: bool = False
+    models: dict[str, nn.Module], example: Example, *, repeats: int = 30, threads: int = 1, fold: bool = False
 ) -> dict[str, Latency]:
     """Time one forward pass of each network, taking turns, so that a busy moment of the machine hits all of
     them.
@@ -425,20 +451,21 @@ def latencies(
     if threads < 1:
         raise ValueError(f"threads={threads}: must be at least 1")
     plain = {name: folded(model) if fold else planning.plain(model) for name, model in models.items()}
-    runs = [partial(model, example) for model in plain.values()]
+    examples = inputs(example)
+    runs = [partial(model, *examples) for model in plain.values()]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with evaluating(*plain.values()), torch.inference_mode():
             turns = tqdm(range(repeats), desc="timing", leave=False, delay=2)
-            seconds = take_turns(runs, example.device, turns)
+            seconds = take_turns(runs, examples[0].device, turns)
     finally:
         torch.set_num_threads(before)
     quartiles = {name: statistics.quantiles(measured, n=4) for name, measured in zip(plain, seconds)}
     return {name: Latency(middle, low, high) for name, (low, middle, high) in quartiles.items()}
 
 
-def latency(model: nn.Module, example: Tensor, *, repeats: int = 30, threads: int = 1) -> Latency:
+def latency(model: nn.Module, example: Example, *, repeats: int = 30, threads: int = 1) -> Latency:
     """Time one forward pass of one network; to compare several use :func:`latencies`."""
     return latencies({"": model}, example, repeats=repeats, threads=threads)[""]
 
@@ -469,7 +496,7 @@ def folded(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: ``torch.fx`` cannot trace the network, or a layer to fold is used more than once.
     """
-    plain = finalize(model).eval()
+    plain = _plain_copy(model).eval()
     try:
         graph = fx.symbolic_trace(plain)
     except Exception as error:  # whatever the network's forward raises when its input has no values
@@ -764,6 +791,12 @@ def compare(
 def _layers(model: nn.Module) -> dict[str, Any]:
     """All convolutions and linear layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """A copy without masks and gates."""
+    plain = planning.plain(model)
+    return copy.deepcopy(plain) if plain is model else plain
 
 
 def _check_split(split: Split) -> None:

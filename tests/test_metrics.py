@@ -104,6 +104,48 @@ def test_flops_of_nonzero_weights_by_hand():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+class Siamese(nn.Module):
+    """Two inputs, one module used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1, bias=False)
+
+    def forward(self, x, z):
+        return self.conv(x).mean((2, 3)), self.conv(z)
+
+
+def test_a_network_with_several_inputs():
+    model, pair = Siamese(), (torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, 4))
+    places = 2 * (64 + 16)
+    assert pl.metrics.macs(model, pair) == places * 12
+    sparse = pl.sparsify(model, amount=0.75)
+    assert pl.metrics.nonzero_flops(sparse, pair) == 2 * places * 3
+    assert pl.metrics.theoretical_speedup(model, sparse, pair) == 4
+    # Both inputs and what is made of the first; then its mean stays, and what is made of the second comes.
+    assert pl.metrics.peak_activations(model, pair) == 4 * (3 * places + 2 * 4 * 64 + 2 * 4)
+    assert pl.metrics.latency(model, pair, repeats=3).median > 0
+
+
+def test_gates_and_masks_count_as_what_they_make_of_the_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1, bias=False))
+    gated = pl.regularisers.attach_gates(model, layers=["0"])
+    (gate,) = (module for module in gated.modules() if isinstance(module, pl.regularisers.Gate))
+    with torch.no_grad():
+        gate.logits[:4] = -99
+    assert pl.metrics.size(gated) == pl.metrics.size(model)
+    # The first four filters are silent: their batch norm's scale and shift are zero, so its weights can be.
+    assert pl.metrics.nonzero_parameters(gated) == pl.metrics.parameters(model) - 8 - 4  # shifts begin at 0
+    x = torch.randn(2, 3, 8, 8)
+    folded = pl.metrics.folded(gated.eval())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), gated(x))
+    weight = folded.get_submodule("0").weight
+    assert weight[:4].abs().max() == 0 and weight[4:].abs().min() > 0
+
+
 @pytest.fixture
 def trio():
     """12 weights; the same with 9 zeros; and 6 weights."""
@@ -236,6 +278,35 @@ def test_reconstruction_error_is_the_mean_distance_of_the_outputs():
     assert pl.metrics.layer_reconstruction_errors(f, g, pictures, batch_size=7) == {"2": pytest.approx(found)}
 
 
+def test_reconstruction_error_over_a_loader_and_over_several_heads(model):
+    pictures, other = split(20), pl.sparsify(model, amount=0.5)
+    batches = list(pictures.batches(7))
+    loader = torch.utils.data.DataLoader([(image, 0) for images, _ in batches for image in images], 6)
+    expected = pl.metrics.reconstruction_error(model, other, pictures)
+    by_layer = pl.metrics.layer_reconstruction_errors(model, other, pictures)
+    for data in (batches, loader):
+        assert pl.metrics.reconstruction_error(model, other, data) == pytest.approx(expected)
+        assert pl.metrics.layer_reconstruction_errors(model, other, data) == pytest.approx(by_layer)
+
+    class Heads(nn.Module):
+        def __init__(self, first, second):
+            super().__init__()
+            self.heads = first, second
+
+        def forward(self, x):
+            return {
+                "one": x.new_full((len(x), 1), self.heads[0]),
+                "two": x.new_full((len(x),), self.heads[1]),
+            }
+
+    assert pl.metrics.reconstruction_error(Heads(1.0, 2.0), Heads(4.0, 6.0), pictures) == 5
+    for measure in (pl.metrics.reconstruction_error, pl.metrics.layer_reconstruction_errors):
+        with pytest.raises(TypeError, match=r"data must be pictures .* or batches \(images, labels\)"):
+            measure(model, other, pictures.images)
+    with pytest.raises(ValueError, match="data is empty"):
+        pl.metrics.reconstruction_error(model, other, [])
+
+
 def pointwise(values):
     """A 1x1 convolution: each output channel is that multiple of the first input channel."""
     values = torch.tensor(values)
@@ -335,6 +406,22 @@ def test_latencies_take_turns_and_leave_the_warm_up_out(monkeypatch):
             pl.metrics.latencies(networks, torch.zeros(1), **wrong)
     with pytest.raises(ValueError, match="models is empty"):
         pl.metrics.latencies({}, torch.zeros(1))
+
+
+def test_a_gpu_is_waited_for(monkeypatch):
+    """There, a call only hands over work; the time is that until the work is done."""
+    clock, waited = Clock(), []
+    monkeypatch.setattr(pl.latency.time, "perf_counter", clock)
+
+    def wait(device):
+        waited.append(device)
+        clock.now += 2
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", wait)
+    gpu = torch.device("cuda", 0)
+    assert pl.latency.take_turns([lambda: None, lambda: None], gpu, range(4)) == [[2] * 4] * 2
+    assert waited == [gpu] * 2 * (pl.latency.WARM_UP + 4)
+    assert pl.latency.take_turns([lambda: None], torch.device("cpu"), range(4)) == [[0] * 4]
 
 
 def test_threads_are_set_back_when_a_network_fails():
