@@ -218,6 +218,16 @@ def test_the_order_of_sources(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_fast_mode_keeps_the_first_pictures_of_each_split(monkeypatch):
+    whole = data.load("embedded", quiet=True)
+    monkeypatch.setenv("PRUNELAB_FAST", "1")
+    monkeypatch.setattr(data, "FAST_COUNTS", {"train": 12, "validation": 50, "test": 7})
+    fast = data.load("embedded", quiet=True)
+    assert (len(fast.train), len(fast.validation), len(fast.test)) == (12, len(whole.validation), 7)
+    assert torch.equal(fast.train.images, whole.train.images[:12])
+    assert "fast mode" in fast.source and "fast mode" not in whole.source
+
+
 def test_the_variable_can_say_embedded(tmp_path, monkeypatch, capsys):
     write_folder(tmp_path / "cache" / "cifar10")
     monkeypatch.setenv("PRUNELAB_DATA", "embedded")

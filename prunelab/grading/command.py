@@ -55,7 +55,7 @@ def add(commands: Any, describe: Callable[..., argparse.ArgumentParser]) -> None
 def _release(options: argparse.Namespace) -> int:
     from prunelab.grading import release
 
-    for name, facts in release.release(options.masters, options.out).items():
+    for facts in release.release(options.masters, options.out).values():
         print(
             f"{options.out / facts['file']}: {len(facts['exercises'])} exercises, {facts['points']:g} points"
         )
