@@ -177,8 +177,8 @@ def load(source: str = "auto", root: str | os.PathLike | None = None, *, quiet: 
             cache, where ``prunelab data --download`` puts it.
         quiet: print nothing.
 
-    In *fast mode*, when the environment variable ``PRUNELAB_FAST`` is set, only the first pictures of each split
-    are kept, so that a whole lab runs in seconds; that is how labs are graded.
+    In *fast mode*, when the environment variable ``PRUNELAB_FAST`` is set, only the first pictures of each
+    split are kept, so that a whole lab runs in seconds; that is how labs are graded.
 
     Raises:
         DataError: nothing there, or damaged. A folder that was named but holds no CIFAR-10 is an error,
