@@ -2,7 +2,8 @@
 
 Every criterion puts the channels into one **order of removal**. A target is a point on that order: parameters
 and FLOPs follow from how many channels each layer keeps, so the point is found by bisection, without
-removing anything.
+removing anything. Where the next channel to go is a large step, one that many layers share, it may stay, and
+smaller ones behind it fill the gap.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ from prunelab.registry import suggestion
 from prunelab.regularisers import fold_gates, gate_values
 from prunelab.sparsify import finalize, masks
 
+CLOSE = 1e-3  # how near to a target is near enough, relative to it
+FILLINGS = 50  # how many channels behind one that is too much may be tried in its place
 REDUCTIONS = {"mean": "mean", "sum": "sum", "max": "amax"}  # as torch calls them
 
 
@@ -141,12 +144,13 @@ class Order:
         """Which classes stay when a share ``amount`` of them goes, ``(classes,)`` bool."""
         return self.keep(int((self.shares < amount).sum()), round_to)
 
-    def keep(self, count: int, round_to: int = 1) -> Tensor:
-        """Which classes stay when the first ``count`` go, ``(classes,)`` bool; of each set so many more stay
-        that the number of its filters is a multiple of ``round_to``.
+    def keep(self, count: int, round_to: int = 1, but: Sequence[int] = ()) -> Tensor:
+        """Which classes stay when the first ``count`` go, but for those at the places ``but``, ``(classes,)``
+        bool; of each set so many more stay that the number of its filters is a multiple of ``round_to``.
         """
         keep = torch.ones(self.total, dtype=torch.bool)
         keep[self.classes[:count]] = False
+        keep[self.classes[list(but)]] = True
         if round_to > 1:
             for members, unit in zip(self.sets, self.units):
                 step = round_to // math.gcd(round_to, unit)
@@ -435,7 +439,7 @@ def decide(
         amount: share of the removable channels to remove, 0 to below 1 (0.5 if no target is given).
         params, flops, latency: at most one, instead of ``amount``: the share of the dense network's
             parameters, FLOPs, or time for ``example`` on its device, to prune *to*. The nearest point that
-            the order of removal reaches is taken.
+            the order of removal reaches is taken; the last steps leave out channels that would overshoot it.
         scope: ``"local"``: all sets of tied layers shrink by the same share (uniform); ``"global"``: channels
             are ranked across the network.
         reduce: how the scores of channels that go together become one: ``"mean"``, ``"sum"``, ``"max"``.
@@ -486,7 +490,7 @@ def count_flops(model: nn.Module, examples: tuple[Tensor, ...]) -> int:
 
 
 def _nearest(ranking: Order, share: Callable[[Tensor], float], value: float, round_to: int) -> Tensor:
-    """Bisection: the more goes, the less is left."""
+    """Bisection: the more goes, the less is left. Then one by one, without those that are too much."""
     low, high = 0, len(ranking.classes)  # share(low) >= value; the answer is low or the point behind it
     while high - low > 1:
         middle = (low + high) // 2
@@ -494,8 +498,19 @@ def _nearest(ranking: Order, share: Callable[[Tensor], float], value: float, rou
             low = middle
         else:
             high = middle
-    candidates = [ranking.keep(count, round_to) for count in (low, high)]
-    return min(candidates, key=lambda keep: abs(share(keep) - value))
+    keep = ranking.keep(low, round_to)
+    best, nearest = keep, abs(share(keep) - value)
+    too_much: list[int] = []
+    for count in range(high, min(high + FILLINGS, len(ranking.classes) + 1)):
+        if nearest <= CLOSE * value:
+            break
+        keep = ranking.keep(count, round_to, too_much)
+        left = share(keep)
+        if left < value:
+            too_much.append(count - 1)
+        if abs(left - value) < nearest:
+            best, nearest = keep, abs(left - value)
+    return best
 
 
 def _describe(decision: Decision, example: Example) -> Plan:
