@@ -272,6 +272,19 @@ PINNED = {
         Net(lambda n, x: n.b(n.a(x).view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)),
             a=conv(3, 8), b=conv(8, 4)), "node 'view'", r"fixed sizes \[-1, 2, 4, 8, 8\]",
     ),
+    "a fixed view to a linear layer": (
+        Net(lambda n, x: n.b(F.max_pool2d(n.a(x), 4).view(-1, 32)), a=conv(3, 8), b=nn.Linear(32, 4)),
+        "node 'view'", r"fixed sizes \[-1, 32\]",
+    ),
+    "uneven parts": (
+        Net(lambda n, x: n.b(torch.cat(list(n.a(x).chunk(2, 1))[::-1], 1)), a=conv(3, 9), b=conv(9, 4)),
+        "node 'chunk'", "9 channels cannot be cut into equal parts of 5",
+    ),
+    "unequal computed parts": (
+        Net(lambda n, x: n.b(torch.split(y := n.a(x), [y.size(1) // 4, y.size(1) - y.size(1) // 4], 1)[1]),
+            a=conv(3, 8), b=conv(6, 4)),
+        "node 'split'", r"fixed sizes \[2, 6\]",
+    ),
     "a fixed split": (
         Net(lambda n, x: n.b(torch.split(n.a(x), [2, 6], 1)[1]), a=conv(3, 8), b=conv(6, 4)), "node 'split'",
         r"fixed sizes \[2, 6\]",

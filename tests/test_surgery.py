@@ -213,6 +213,14 @@ def test_clear_errors_for_wrong_arguments():
         pl.prune(model, example, scope="everywhere")
 
 
+def test_what_tracing_cannot_see_is_found_by_running_the_smaller_network():
+    """A hook is no part of the forward function: this one expects eight channels."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    model[0].register_forward_hook(lambda module, inputs, output: output + torch.ones(1, 8, 1, 1))
+    with pytest.raises(ValueError, match="smaller Sequential does not run: sizes are fixed in its forward"):
+        pl.prune(model, torch.zeros(1, 3, 8, 8), amount=0.5)
+
+
 def test_channels_of_a_residual_stage_are_one_class_each():
     channels = trace(pl.models.resnet20(), torch.zeros(1, 3, 32, 32))
     makers = channels.makers()
