@@ -4,14 +4,14 @@ part in it.
 A lab's checks are a Python file beside the labs, ``checks/<lab>.py``. Each exercise there is a reference
 with the same name as the student's function, and parts, each of which draws inputs::
 
-    @exercise("filter-norms", expects="the L1 norm of each filter, a tensor of shape (filters,)")
-    def filter_norms(weight):
-        return weight.abs().flatten(1).sum(1)
+    @exercise("kept", expects="how many weights the mask keeps, a whole number")
+    def kept(mask):
+        return int(mask.sum())
 
-    @filter_norms.part("layers of many shapes", points=2, hint="flatten all dimensions but the first")
+    @kept.part("masks of many shapes", points=2, hint="true counts as one")
     def _(draw):
-        for shape in [(8, 4, 3, 3), (5, 1, 1, 1)]:
-            yield (torch.randn(shape, generator=draw),)
+        for shape in [(8,), (5, 3), (2, 4, 3, 3)]:
+            yield (torch.rand(shape, generator=draw) < 0.5,)
 """
 
 from __future__ import annotations

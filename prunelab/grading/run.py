@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import signal
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,9 @@ Result = dict[str, Any]
 RIGHT = "right"
 # All that a report says of an error in a hidden part: a name of the student's own could carry the inputs out.
 ERRORS = {
-    name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)
+    name
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, BaseException)
 }
 SLEEP_SECONDS = 20.0  # that an answer may take beyond its CPU time on a busy machine
 RESULTS = "grades.sqlite"
@@ -162,8 +165,8 @@ def _ask_parts(
         if part.public == public:
             verdict, detail = given_up, ""
             if not given_up:
-                verdict, detail, defined = _ask(session, name, rebuilt, question)
-                given_up = "" if defined else verdict  # so it would be with each part
+                verdict, detail, go_on = _ask(session, name, rebuilt, question)
+                given_up = "" if go_on else verdict  # so it would be with each part
             yield {
                 "title": part.title,
                 "public": public,
@@ -184,7 +187,8 @@ def _ask(session: Session, name: str, rebuilt: Rebuilt, question: check.Question
     """Have a student's function called, and judge what comes back.
 
     Returns:
-        the verdict, more about it (for public parts only), and whether the function was there at all.
+        the verdict, more about it (for public parts only), and whether there is any use in asking the next
+        part.
     """
     lab, exercise = session.lab, session.lab.exercises[name]
     calls, numbers = worker.encode([list(call) for call in question.calls])
@@ -198,30 +202,30 @@ def _ask(session: Session, name: str, rebuilt: Rebuilt, question: check.Question
         "calls": calls,
         "seconds": exercise.seconds,
     }
+    expected_bytes = [worker.frame(*worker.encode(expected)) for expected in question.expected]
     inside = session.sandbox()
-    # A loop is ended by its CPU time; this is for an answer that sleeps.
-    until = time.monotonic() + 4 * exercise.seconds + SLEEP_SECONDS
-    first, defined = ("", ""), False
+    replies = inside.ask(
+        request,
+        numbers,
+        seconds=4 * exercise.seconds + SLEEP_SECONDS,  # a loop is ended by CPU time; this ends what sleeps
+        most=sandbox.FRAME_BYTES + 4 * max(map(len, expected_bytes)),
+    )
+    received = 0
+    verdict, detail = "", ""
     try:
-        inside.send(request, numbers, seconds=until - time.monotonic())
-        message, _ = inside.receive(seconds=until - time.monotonic())
-        if message.get("defined") is True:
-            defined = True
-            for call, expected in zip(question.calls, question.expected):
-                text, size = worker.encode(expected)
-                most = sandbox.FRAME_BYTES + 4 * (len(json.dumps(text)) + len(size))
-                message, numbers = inside.receive(seconds=until - time.monotonic(), most=most)
-                first = first if first[0] else _judge(exercise, call, expected, message, numbers)
-                if "done" in message:
-                    break
-        else:
-            first = _judge(exercise, (), None, message, b"")
-            first = ("the function is not defined" if "error" in message else first[0]), first[1]
-        while "done" not in message:
-            message, _ = inside.receive(seconds=until - time.monotonic())
+        for received, (message, numbers) in enumerate(replies, start=1):
+            if received == 1 and message.get("defined") is not True:
+                _, detail = _judge(exercise, (), None, message, b"")
+                verdict = "the function is not defined"
+            elif 1 < received <= 1 + len(question.calls) and not verdict:
+                call, expected = question.calls[received - 2], question.expected[received - 2]
+                verdict, detail = _judge(exercise, call, expected, message, numbers)
     except sandbox.Ended as end:
-        return f"no answer: {end}", "", defined
-    return first[0] or RIGHT, first[1], defined
+        return f"no answer: {end}", "", False
+    if not verdict and received < 1 + len(question.calls):
+        late = inside.exit_code in (-signal.SIGXCPU, -signal.SIGKILL)
+        verdict = f"no answer: {'it ran out of time' if late else 'its process ended'}"
+    return verdict or RIGHT, detail, received > 0 and verdict != "the function is not defined"
 
 
 def _judge(
@@ -236,9 +240,6 @@ def _judge(
         verdict, detail = check.fault(exercise, call, expected, answer)
         given = ", ".join(check.show(argument) for argument in call)
         return verdict, _clean(f"{exercise.function}({given}): {detail}" if verdict else "")
-    if "done" in message:
-        seconds = message["done"] in (-24, -9)  # SIGXCPU, SIGKILL
-        return "no answer: it ran out of time" if seconds else "no answer: its process ended", ""
     raised = message.get("error")
     raised = raised if isinstance(raised, dict) else {}
     kind = raised.get("type")
@@ -251,12 +252,10 @@ def _run_notebook(session: Session, rebuilt: Rebuilt) -> Result:
     order = [cell["id"] for cell in lab.notebook["cells"] if cell["cell_type"] == "code"]
     request = {"do": "notebook", "name": f"{lab.name}.ipynb", "text": rebuilt.notebook}
     inside = session.sandbox()
-    until = time.monotonic() + timeout
     cells: dict[str, Result] = {}
     note = ""
     try:
-        inside.send({**request, "cell_timeout": timeout / 4}, seconds=until - time.monotonic())
-        while "done" not in (message := inside.receive(seconds=until - time.monotonic())[0]):
+        for message, _ in inside.ask({**request, "cell_timeout": timeout / 4}, seconds=timeout):
             cell, outcome = message.get("cell"), message.get("outcome")
             if isinstance(cell, str) and cell in order and outcome in ("passed", "failed", "skipped"):
                 cells.setdefault(

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import select
 import shutil
 import signal
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,7 @@ class Sandbox:
     """
 
     def __init__(self, modules: list[str], *, memory: int, isolated: bool = True, compiling: bool = False):
-        self.received, self.complaint, self.ended = bytearray(), b"", ""
+        self.received, self.complaint, self.ended, self.exit_code = bytearray(), b"", "", 0
         self.folder = None if isolated else tempfile.TemporaryDirectory(prefix="prunelab-unsafe-")
         home = self.folder.name if self.folder else "/tmp"
         environment = variables(home) | {"PRUNELAB_SANDBOX": "bubblewrap" if isolated else "none"}
@@ -123,8 +125,8 @@ class Sandbox:
             "matplotlib": str(cache() / "fonts"),
         }
         try:
-            self.send(request, seconds=START_SECONDS)
-            self.receive(seconds=START_SECONDS)
+            for _ in self.ask(request, seconds=START_SECONDS):
+                pass
         except Ended as end:
             self.close()
             said = self.complaint.decode(errors="replace").strip()
@@ -147,14 +149,31 @@ class Sandbox:
     def usable(self) -> bool:
         return not self.ended and self.process.poll() is None
 
-    def send(self, message: dict[str, Any], numbers: bytes = b"", *, seconds: float) -> None:
-        """Ask the worker for something.
+    def ask(
+        self, request: dict[str, Any], numbers: bytes = b"", *, seconds: float, most: int = FRAME_BYTES
+    ) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Have the worker do something, and go through what is sent from the sandbox until that is done.
 
+        Whoever is in there may have sent it. What comes later belongs to nobody's answer any more: only the
+        worker itself can say that it has finished. If a process was left running, the sandbox is then closed.
+
+        Args:
+            seconds: for all of it.
+            most: bytes of one message, and of its numbers.
         Raises:
-            Ended: it does not listen.
+            Ended: not done in time, too much memory, or something that is no message.
         """
-        waiting, until = memoryview(worker.frame(message, numbers)), time.monotonic() + seconds
-        stream = self.process.stdin
+        until, token = time.monotonic() + seconds, secrets.token_hex()
+        self._send(worker.frame(request, numbers), until)
+        self._send(worker.frame({"do": "report", "token": token}), until)
+        while (received := self._receive(until, most))[0].get("token") != token:
+            yield received
+        self.exit_code = received[0]["exit"]
+        if not received[0]["alone"]:
+            self.close()
+
+    def _send(self, data: bytes, until: float) -> None:
+        waiting, stream = memoryview(data), self.process.stdin
         assert stream is not None
         while waiting:
             self._wait(until, writing=True)
@@ -165,14 +184,8 @@ class Sandbox:
             except OSError:
                 self._end("its process ended")
 
-    def receive(self, *, seconds: float, most: int = FRAME_BYTES) -> tuple[dict[str, Any], bytes]:
-        """The next message of the worker, or of whatever has taken its place, and the numbers that belong to
-        it.
-
-        Raises:
-            Ended: no well-formed message within ``seconds``, or one of more than ``most`` bytes.
-        """
-        until, header = time.monotonic() + seconds, worker.HEADER.size
+    def _receive(self, until: float, most: int) -> tuple[dict[str, Any], bytes]:
+        header = worker.HEADER.size
         assert self.process.stdout is not None
         while True:
             if len(self.received) >= header:
@@ -433,7 +446,7 @@ def warm(modules: list[str]) -> None:
     cells = [{**cell, "execution_count": None}]
     text = json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
     with Sandbox(modules, memory=8 << 30, isolated=False, compiling=True) as bare:
-        bare.send({"do": "notebook", "name": "warm.ipynb", "text": text, "cell_timeout": 60}, seconds=9)
-        while "done" not in bare.receive(seconds=START_SECONDS)[0]:
+        request = {"do": "notebook", "name": "warm.ipynb", "text": text, "cell_timeout": 60}
+        for _ in bare.ask(request, seconds=START_SECONDS):
             pass
     stamp.write_text(versions)

@@ -12,16 +12,19 @@ written and read by the functions at the top, on both sides.
 from __future__ import annotations
 
 import ast
+import ctypes
+import io
 import json
 import os
 import resource
 import shutil
 import struct
 import sys
+import tempfile
 import traceback
 import types
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO
+from typing import Any
 
 HEADER = struct.Struct(">II")  # bytes of JSON, bytes of numbers
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
@@ -132,42 +135,53 @@ def frame(message: Any, numbers: bytes = b"") -> bytes:
     return HEADER.pack(len(text), len(numbers)) + text + numbers
 
 
-def read_frame(stream: BinaryIO) -> tuple[Any, bytes] | None:
+def read_frame(stream: io.RawIOBase) -> tuple[Any, bytes] | None:
     """The next frame of a stream that can be trusted; ``None`` at its end."""
-    header = stream.read(HEADER.size)
+
+    def read(count: int) -> bytes:
+        pieces = bytearray()
+        while len(pieces) < count and (piece := stream.read(count - len(pieces))):
+            pieces += piece
+        return bytes(pieces)
+
+    header = read(HEADER.size)
     if len(header) < HEADER.size:
         return None
     text, numbers = HEADER.unpack(header)
-    return json.loads(stream.read(text)), stream.read(numbers)
+    return json.loads(read(text)), read(numbers)
 
 
 # ------------------------------------------------------------------------------------ the first process
 
 
 def main() -> None:
-    """Serve the grader's requests, which come in on stdin; frames go out on what was stdout."""
-    requests, answers = os.dup(0), os.dup(1)
+    """Serve the grader's requests, which come in on stdin; frames go out on what was stdout.
+
+    What children send is worth nothing but as answers. So that the grader knows where one part ends and the
+    next begins, this process reports, when a child has ended, with a token that no child can have seen.
+    """
+    # Not buffered: what has been read ahead would be in the memory of the next child.
+    requests, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.dup(1)
     silence(0, 1)
+    code = 0
 
     def send(message: Any, numbers: bytes = b"") -> None:
         data = memoryview(frame(message, numbers))
         while data:
             data = data[os.write(answers, data) :]
 
-    with os.fdopen(requests, "rb") as stream:
-        while (received := read_frame(stream)) is not None:
-            request, numbers = received
-            match request.pop("do"):
-                case "prepare":
-                    prepare(**request)
-                    send({"ready": True})
-                    silence(2)
-                case "exercise":
-                    send({"done": in_child(lambda: exercise(send, numbers, **request), stream)})  # noqa: B023
-                case "notebook":
-                    send({"done": in_child(lambda: notebook(send, **request), stream)})  # noqa: B023
-            if others():  # something was left running: this sandbox is not used again
-                break
+    while (received := read_frame(requests)) is not None:
+        request, numbers = received
+        match request.pop("do"):
+            case "prepare":
+                prepare(**request)
+                silence(2)
+            case "exercise":
+                code = in_child(lambda: exercise(send, numbers, **request), requests)  # noqa: B023
+            case "notebook":
+                code = in_child(lambda: notebook(send, **request), requests)  # noqa: B023
+            case "report":
+                send({**request, "exit": code, "alone": not others()})
 
 
 def silence(*descriptors: int) -> None:
@@ -195,6 +209,7 @@ def prepare(modules: list[str], limits: dict[str, int], matplotlib: str) -> None
     restrict(resource.RLIMIT_FSIZE, limits["file"])
     restrict(resource.RLIMIT_NOFILE, 512)
     restrict(resource.RLIMIT_CORE, 0)
+    readable(False)
 
 
 def restrict(kind: int, value: int) -> None:
@@ -203,14 +218,21 @@ def restrict(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def in_child(work: Callable[[], None], requests: BinaryIO) -> int:
+def readable(whether: bool) -> None:
+    """Whether processes of the same user may open this one's memory and files through /proc."""
+    PR_SET_DUMPABLE = 4
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, int(whether), 0, 0, 0)
+
+
+def in_child(work: Callable[[], None], requests: io.RawIOBase) -> int:
     """Do ``work`` in a child, wait for its end, and return its exit code (a signal's number is negative)."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
         os.setsid()
-        os.close(requests.fileno())
+        requests.close()
+        readable(True)
         work()
     finally:
         os._exit(0)
@@ -340,8 +362,7 @@ def failed(error: BaseException) -> dict[str, str]:
 
 def notebook(send: Callable[..., None], name: str, text: str, cell_timeout: float) -> None:
     """Have nbval run a notebook, and send what became of each of its cells."""
-    folder = os.path.abspath("notebook")
-    os.makedirs(folder)
+    folder = tempfile.mkdtemp(prefix="notebook-")  # fresh: nobody can have put anything there
     os.chdir(folder)
     with open(name, "w", encoding="utf8") as file:
         file.write(text)
@@ -429,4 +450,5 @@ class Kernel:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # this folder: its modules are no one's business here
     main()
