@@ -547,8 +547,8 @@ def plain(model: Network) -> Network:
     """The network without masks and gates, whose zeros and factors are in its weights; itself if it has
     none.
     """
-    model = finalize(model) if masks(model) else model
-    return fold_gates(model) if gate_values(model) else model
+    model = fold_gates(model) if gate_values(model) else model  # first: it can tell a gate from a mask
+    return finalize(model) if masks(model) else model
 
 
 def shapes(example: Example) -> list[list[int]]:

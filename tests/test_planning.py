@@ -174,6 +174,21 @@ def test_what_is_multiplied_outside_layers_counts():
     assert "node 'matmul'" in plan.pinned[0]
 
 
+def test_a_mask_and_a_gate_on_one_layer_both_go_into_its_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    gated = pl.regularisers.attach_gates(model, layers=["0"])
+    (gate,) = (module for module in gated.modules() if isinstance(module, pl.regularisers.Gate))
+    nn.init.normal_(gate.logits)
+    both = pl.sparsify(gated, amount=0.5).eval()
+    plain = planning.plain(both)
+    assert not pl.masks(plain) and not pl.regularisers.gate_values(plain)
+    assert pl.metrics.sparsity(plain) == 0.5 == pl.metrics.sparsity(both)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), both(x))
+
+
 def test_a_plan_is_a_table_a_picture_and_json(resnet):
     plan = pl.plan(resnet, X, amount=0.5)
     lines = repr(plan).splitlines()
