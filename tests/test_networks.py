@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import prunelab as pl
 from prunelab.channels import TraceError, trace
@@ -36,6 +37,18 @@ def test_pruning_is_exact_on(name):
     assert row["verdict"] == "exact", row
     left = row["pruned"]["0.6"]["parameters"] / row["parameters"]
     assert left < WHOLE.get(name, 0.45)
+
+
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "shufflenet_v2_x0_5"])
+def test_networks_that_are_not_ours_are_pruned_again_and_read_back(name, tmp_path):
+    x = networks.picture(name)
+    model = networks.build(name, x)
+    small = pl.prune(pl.prune(model, x[:1], amount=0.3), x[:1], amount=0.3)
+    path = pl.save(small, tmp_path / "small.safetensors")
+    again = pl.load(path, networks.build(name, x))
+    with torch.no_grad():
+        for expected, found in zip(tree_leaves(small(x)), tree_leaves(again(x)), strict=True):
+            assert torch.equal(expected, found)
 
 
 @pytest.fixture(scope="module")

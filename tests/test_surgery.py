@@ -221,6 +221,21 @@ def test_what_tracing_cannot_see_is_found_by_running_the_smaller_network():
         pl.prune(model, torch.zeros(1, 3, 8, 8), amount=0.5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("zeroed", [False, True])
+def test_on_a_gpu(zeroed):
+    torch.manual_seed(0)
+    model, x = lively(pl.models.resnet20()).cuda(), torch.randn(2, 3, 32, 32, dtype=torch.float64).cuda()
+    small = pl.prune(model, x[:1], flops=0.5, zeroed=zeroed)
+    assert all(parameter.is_cuda for parameter in small.parameters())
+    if not zeroed:
+        assert_exact(model, small, x)
+    times = pl.metrics.latencies({"full": model, "small": small}, x, repeats=5)
+    assert all(seconds.median > 0 for seconds in times.values())
+    assert pl.metrics.peak_activations(small, x) < pl.metrics.peak_activations(model, x)
+    assert pl.plan(model, x, latency=0.9).totals["latency"][0] > 0
+
+
 def test_channels_of_a_residual_stage_are_one_class_each():
     channels = trace(pl.models.resnet20(), torch.zeros(1, 3, 32, 32))
     makers = channels.makers()
