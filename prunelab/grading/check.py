@@ -20,6 +20,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,10 +197,12 @@ def difference(answer: Any, expected: Any, tolerance: float | None) -> str:
     if tolerance is None or answer == expected:
         return ""
     if isinstance(expected, float):
-        if math.isnan(answer) and math.isnan(expected):
-            return ""
-        if abs(answer - expected) <= tolerance * max(1, abs(expected)) < math.inf:
-            return ""
+        with suppress(OverflowError):  # a whole number may be too large for it
+            answer = float(answer)
+            if math.isnan(answer) and math.isnan(expected):
+                return ""
+            if abs(answer - expected) <= tolerance * max(1, abs(expected)) < math.inf:
+                return ""
     return "another value"
 
 

@@ -79,11 +79,12 @@ def collect(place: Path, labs: list[str]) -> list[Submission]:
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{place}: neither a folder nor a zip that can be read ({error})") from None
     students: dict[str, list[tuple[str, str, list[str]]]] = {}
-    for name, notes in entries:
-        path = PurePosixPath(name)
-        if any(part.startswith((".", "__MACOSX")) for part in path.parts if part != ".."):
-            continue
-        student, file = _student(path)
+    named = [(_parts(name), name, notes) for name, notes in entries]
+    named = [entry for entry in named if not any(part.startswith((".", "__MACOSX")) for part in entry[0])]
+    while len({parts[0] for parts, *_ in named}) == 1 and all(len(parts) > 2 for parts, *_ in named):
+        named = [(parts[1:], name, notes) for parts, name, notes in named]  # a folder around the class
+    for parts, name, notes in named:
+        student, file = _student(parts)
         students.setdefault(student, []).append((file, name, notes))
     if not students:
         raise ValueError(f"{place}: no submissions; expected <student>/<lab>.ipynb, or a platform's export")
@@ -120,11 +121,14 @@ def _zipped(place: Path) -> Iterator[tuple[str, list[str]]]:
                 yield entry.filename, []
 
 
-def _student(path: PurePosixPath) -> tuple[str, str]:
+def _parts(name: str) -> list[str]:
+    """The folders of a path and its file. Names that are not UTF-8 are written out, and so stay different."""
+    text = name.encode(errors="backslashreplace").decode()
+    return [part for part in PurePosixPath(text).parts if part not in ("..", "/")] or ["?"]
+
+
+def _student(parts: list[str]) -> tuple[str, str]:
     """Whose file this is, and its name."""
-    # Names that are not UTF-8 can be neither stored nor shown; written out they stay different.
-    named = str(path).encode(errors="backslashreplace").decode()
-    parts = [part for part in PurePosixPath(named).parts if part not in ("..", "/")]
     if len(parts) > 1:
         moodle = MOODLE.match(parts[0])
         return (moodle["student"] if moodle else parts[0]), parts[-1]

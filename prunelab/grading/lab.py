@@ -113,6 +113,8 @@ def understand(source: Source) -> Lab:
             without_solution(text_of(cell), name)
         else:
             points[graded["grade_id"]] = graded["points"]
+    if answers and not source.checks:
+        raise ValueError(f"{where} has exercises, so it needs checks/{source.name}.py beside it")
     exercises = _exercises(source)
     if sorted(points) != sorted(f"{name}-check" for name in answers):
         raise ValueError(f"{where}: answers {sorted(answers)} need check cells of the same ids and '-check'")

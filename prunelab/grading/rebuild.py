@@ -144,22 +144,15 @@ def _neutral(text: str, name: str, notes: list[str]) -> str:
 
 
 def _look_alike(one: str, other: str) -> bool:
-    """Whether two ids differ only in case, accents, invisible characters or letters of other alphabets."""
+    """Whether an id is another one with letters of other alphabets, accents, or one other letter in it."""
 
     def bare(text: str) -> str:
         plain = unicodedata.normalize("NFKD", text).casefold()
-        names = [unicodedata.name(letter, "") for letter in plain]
-        letters = [re.sub(r".* LETTER (\w+)$", r"\1", word).lower() for word in names]
-        return "".join(
-            letter if letter.isascii() else word
-            for letter, word in zip(plain, letters)
-            if unicodedata.category(letter) not in ("Mn", "Cf")
-        )
+        return "".join(letter for letter in plain if unicodedata.category(letter) not in ("Mn", "Cf"))
 
-    if one == other:
-        return False
     first, second = bare(one), bare(other)
-    return first == second or sum(a != b for a, b in zip(first, second)) + abs(len(first) - len(second)) == 1
+    wrong = sum(a != b and a.isascii() for a, b in zip(first, second))
+    return wrong + abs(len(first) - len(second)) <= 1
 
 
 def _compare_the_rest(lab: labs.Lab, cells: list[dict[str, Any]], notes: list[str]) -> None:
