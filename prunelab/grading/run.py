@@ -134,10 +134,15 @@ def grade_submission(
 
 
 class Session:
-    """A sandbox for one submission; another one, when what the student wrote has brought it down."""
+    """A sandbox for one submission; another one, when what the student wrote has brought it down.
+
+    Attributes:
+        given_up: exercises that are not asked any more, and why.
+    """
 
     def __init__(self, lab: labs.Lab, settings: Settings) -> None:
         self.lab, self.settings = lab, settings
+        self.given_up: dict[str, str] = {}
         self.current: sandbox.Sandbox | None = None
 
     def sandbox(self) -> sandbox.Sandbox:
@@ -155,18 +160,18 @@ class Session:
 def _ask_parts(
     session: Session, source: labs.Source, name: str, rebuilt: Rebuilt, public: bool
 ) -> Iterator[Result]:
-    given_up = ""
     if rebuilt.answers[name] is None:
-        given_up = "no answer cell"
+        session.given_up[name] = "no answer cell"
     elif not rebuilt.attempted(session.lab, name):
-        given_up = "not attempted"
+        session.given_up[name] = "not attempted"
     for question in _questions(source, name, session.settings.seed):
         part = question.part
         if part.public == public:
-            verdict, detail = given_up, ""
-            if not given_up:
+            verdict, detail = session.given_up.get(name, ""), ""
+            if not verdict:
                 verdict, detail, go_on = _ask(session, name, rebuilt, question)
-                given_up = "" if go_on else verdict  # so it would be with each part
+                if not go_on:
+                    session.given_up[name] = verdict  # so it would be with each part
             yield {
                 "title": part.title,
                 "public": public,

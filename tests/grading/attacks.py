@@ -1,8 +1,8 @@
 """What a hostile student might hand in for ``filter_norms``: none of it knows the answer, all of it wants
-the points.
+points.
 
-Each attack is the source of one answer cell; the other answers beside it are honest. RUN THESE INSIDE THE
-SANDBOX ONLY.
+Each attack is the source of one answer cell; the answers beside it are honest. RUN THESE INSIDE THE SANDBOX
+ONLY.
 """
 
 from __future__ import annotations
@@ -485,6 +485,7 @@ attack(
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
+            open("/proc/self/comm", "w").write("left-behind")
             until = time.time() + 60
             while time.time() < until:
                 for descriptor in range(3, 64):
@@ -508,6 +509,7 @@ attack(
             except OSError:
                 pass
         if os.fork() == 0:
+            open("/proc/self/comm", "w").write("left-behind")
             time.sleep(3600)
         os._exit(0)
     """,
@@ -589,7 +591,7 @@ attack(
     """
     import socket, urllib.request
     reached = []
-    for address in (("1.1.1.1", 80), ("127.0.0.1", 22), ("example.com", 80), ("169.254.169.254", 80)):
+    for address in (("127.0.0.1", 47123), ("1.1.1.1", 80), ("example.com", 80), ("169.254.169.254", 80)):
         try:
             socket.create_connection(address, timeout=2)
             reached.append(address)

@@ -47,6 +47,22 @@ def renamed() -> dict:
     return handed_in
 
 
+NOISY = """
+import logging, sys, warnings
+from tqdm.auto import tqdm
+%matplotlib inline
+!echo shell
+
+def filter_norms(weight):
+    print("working", flush=True)
+    print("still working", file=sys.stderr)
+    logging.error("not an error")
+    warnings.warn("not an error either")
+    display(weight.shape)
+    return torch.tensor([float(one.abs().sum()) for one in tqdm(weight, desc="filters")])
+
+filter_norms(torch.ones(2, 3))
+"""
 PARTIAL = """
 def filter_norms(weight):
     return weight.abs().sum(dim=(1, 2, 3))  # forgets linear layers
@@ -86,7 +102,7 @@ def sample_class() -> dict[str, tuple[bytes, float]]:
     crashed = "import os\nos._exit(1)\n\ndef smallest_mask(weight, amount):\n    return weight\n"
     nothing = dict.fromkeys(("sparsity", "filter_norms", "smallest_mask", "dense_layers"))
     return {
-        "Ada perfect": (stored(notebook()), 12),
+        "Ada perfect": (stored(notebook(filter_norms=NOISY)), 12),
         "Ben partial": (stored(notebook(filter_norms=PARTIAL, smallest_mask=NEARLY, dense_layers=None)), 5),
         "Cem wrong": (stored(notebook(**wrong)), 0),
         "Dee empty": (stored(notebook(**nothing)), 0),
