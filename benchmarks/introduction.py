@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import prunelab as pl
+from prunelab.basics import processor
 
 RESULTS = Path(__file__).parent.parent / "results" / "introduction.json"
 SPARSITIES = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98]
@@ -112,16 +113,6 @@ def measure_cost(models: dict[str, nn.Module], data: pl.data.Data) -> dict:
         for name, seconds in times.items():
             costs[name]["latency"][str(batch_size)] = seconds._asdict()
     return costs
-
-
-def processor() -> str:
-    """The name of the CPU; Python's ``platform`` does not know it on Linux."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

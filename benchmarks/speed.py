@@ -28,11 +28,11 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from introduction import processor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunelab as pl
+from prunelab.basics import processor
 
 RESULTS = Path(__file__).parent.parent / "results" / "speed.json"
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]

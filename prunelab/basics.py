@@ -1,8 +1,11 @@
-"""What several rooms share: the type of a network, evaluation mode for a while, files that are whole."""
+"""What several rooms share: the type of a network, evaluation mode for a while, files that are whole, the
+name of the processor.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,3 +45,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def processor() -> str:
+    """The name of the CPU; Python's ``platform`` does not know it on Linux."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""The command line: ``prunelab data | train | methods``."""
+"""The command line: ``prunelab data | train | methods | sweep``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 import platform
 import re
 import sys
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunelab import data, files, metrics, models, registry, training
+import prunelab
+from prunelab import data, experiments, files, metrics, models, registry, results, training
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     example = "prunelab train resnet20 --data embedded --epochs 30 --out checkpoints"
     command = _add(commands, "train", "train a network; stopped, it continues where it was", example)
-    command.add_argument("model", choices=MODELS, help="network to train")
+    command.add_argument("model", choices=models.NETWORKS, help="network to train")
     command.add_argument("--data", default="auto", choices=("auto", "cifar10", "embedded"))
     command.add_argument("--width", type=float, help="width of a VGG or MobileNetV2 (default: 1)")
     command.add_argument("--epochs", type=int, default=30)
@@ -57,6 +60,25 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("axis", nargs="?", choices=registry.AXES)
     command.set_defaults(run=_methods)
 
+    example = "prunelab sweep results/sweeps/small.toml --workers 2"
+    command = _add(commands, "sweep", "carry out many runs; stopped, it continues where it was", example)
+    command.add_argument("file", type=Path, help="TOML file that describes the runs")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/sweeps.sqlite"), help="results (default: %(default)s)"
+    )
+    command.add_argument("--workers", type=int, help="processes (default: as many as the cores allow)")
+    command.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: %(default)s)")
+    command.add_argument(
+        "--scheduler", help="address of a Dask scheduler, tcp://…, instead of processes here"
+    )
+    command.add_argument("--retry-failed", action="store_true", help="do the runs that failed once more")
+    instead = command.add_mutually_exclusive_group()
+    instead.add_argument("--status", action="store_true", help="only say how far it is")
+    instead.add_argument(
+        "--export", choices=("csv", "json"), help="only write out the results that are there"
+    )
+    command.set_defaults(run=_sweep)
+
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -66,12 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prunelab: stopped by hand", file=sys.stderr)
         return 130
-
-
-MODELS = [
-    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg11", "vgg16", "vgg19", "mobilenetv2",
-    "densenet40",
-]  # fmt: skip
 
 
 def _add(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -173,6 +189,57 @@ def _methods(options: argparse.Namespace) -> int:
         facts = f"{method.axis:<12} {method.name:<28} {method.cite:<28} {', '.join(method.needs) or '-':<24}"
         print(f"{facts} {_in_words(method.summary)}")
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    described = experiments.read(options.file)
+    if options.status or options.export:
+        if not options.out.exists():
+            raise ValueError(f"--out {options.out}: there is no such file, so nothing was done yet")
+        with closing(results.Store(options.out)) as store:
+            keys = [results.key(one, prunelab.__version__) for one in described.configurations]
+            rows = list(store.rows(keys).values())
+            print(_status(described, rows, store) if options.status else _export(options, described, rows))
+        return 0
+    counted = experiments.sweep(
+        described.configurations,
+        options.out,
+        workers=options.workers,
+        threads=options.threads,
+        scheduler=options.scheduler,
+        retry_failed=options.retry_failed,
+    )
+    print(f"{described.name}: {counted['done']} runs done, {counted['failed']} failed, in {options.out}")
+    if counted["failed"]:
+        print("see why with --status, and try those again with --retry-failed")
+    return 1 if counted["failed"] else 0
+
+
+def _status(described: experiments.Sweep, rows: list[results.Row], store: results.Store) -> str:
+    """How far a sweep is: counts, and the errors of what failed."""
+    counted = Counter(row.state for row in rows)
+    missing = len(described.configurations) - len(rows)
+    lines = [f"{described.name}: {described.about}"] if described.about else [described.name]
+    lines += [
+        f"{counted['done']} of {len(described.configurations)} runs done, {counted['failed']} failed, "
+        f"{counted['running']} claimed, {missing} to do"
+    ]
+    if old := store.others(prunelab.__version__):
+        lines.append(f"{old} rows are of other versions than prunelab {prunelab.__version__}: not counted")
+    for row in rows:
+        if row.error is not None:
+            lines += ["", json.dumps(row.configuration), row.error.rstrip()]
+    return "\n".join(lines)
+
+
+def _export(options: argparse.Namespace, described: experiments.Sweep, rows: list[results.Row]) -> str:
+    done = [row for row in rows if row.state == "done"]
+    if options.export == "csv":
+        return results.to_csv(done).rstrip("\n")
+    command = f"prunelab sweep {options.file.as_posix()}"
+    about = {"sweep": described.name, "about": described.about, "command": command}
+    versions = {"prunelab": prunelab.__version__}
+    return results.to_json(done, **about, versions=versions).rstrip("\n")
 
 
 def _in_words(summary: str) -> str:

@@ -19,6 +19,10 @@ from prunelab.files import load
 from prunelab.registry import suggestion
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+NETWORKS = (
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg11", "vgg16", "vgg19", "mobilenetv2",
+    "densenet40",
+)  # fmt: skip
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

@@ -15,7 +15,7 @@ from prunelab import cli, registry, training
 from prunelab import data as data_module
 from prunelab.data import Data, Split
 
-COMMANDS = ("data", "train", "methods")
+COMMANDS = ("data", "train", "methods", "sweep")
 
 
 @pytest.fixture(autouse=True)
