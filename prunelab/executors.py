@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PATIENCE = 10  # seconds in which a scheduler has to answer
 
 
 @contextmanager
@@ -119,7 +120,7 @@ class _Cluster(Executor):
             ) from error
         self.scheduler = scheduler
         try:
-            self.client = Client(scheduler, timeout=10, set_as_default=False)
+            self.client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"scheduler={scheduler!r}: no Dask scheduler answers there ({error}); `dask scheduler` "

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import prunelab as pl
-from prunelab import cli, experiments, results
+from prunelab import cli, executors, experiments, results
 from prunelab import data as data_module
 from prunelab.experiments import checked, combinations, read, run, sweep
 from prunelab.results import Store
@@ -581,3 +582,67 @@ def test_as_a_program(tmp_path):
     assert [one["configuration"]["seed"] for one in runs] == [0, 1]
     assert len({one["result"]["accuracy_before"] for one in runs}) == 1  # l1 draws nothing
     assert runs[0]["result"]["macs"] / 40_551_040 == pytest.approx(0.5, abs=0.02)
+
+
+# ------------------------------------------------------------------------------------------- a cluster
+
+
+@pytest.fixture
+def cluster(start, tmp_path):
+    """A Dask scheduler and a function that starts workers, each a process that talks over TCP."""
+    pytest.importorskip("distributed")
+    file = tmp_path / "scheduler.json"
+    here = ["--host", "127.0.0.1", "--scheduler-file", str(file), "--no-dashboard"]
+    start("-m", "distributed.cli.dask_scheduler", "--port", "0", *here)
+    wait_until(lambda: file.exists() and file.read_text().rstrip().endswith("}"))
+    address = json.loads(file.read_text())["address"]
+
+    def worker(threads=1):
+        words = ["--nthreads", str(threads), "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+        words += ["--local-directory", str(tmp_path)]
+        return start("-m", "distributed.cli.dask_worker", address, *words)
+
+    return address, worker
+
+
+def test_a_cluster_that_loses_a_worker(tmp_path, log, cluster):
+    address, worker = cluster
+    count, gate, path = 8, tmp_path / "gate", tmp_path / "r.sqlite"
+    first, second = worker(), worker()
+
+    def kill_one():
+        wait_until(lambda: len({process for _, process in lines(log)}) == 2)  # both are at work
+        gate.write_text("4")
+        wait_until(lambda: len(done_numbers(path)) == 4 and len(lines(log)) == 6)
+        first.kill()
+        gate.write_text(str(count))
+
+    with ThreadPoolExecutor() as pool:
+        killing = pool.submit(kill_one)
+        counted = sweep(numbers(count), path, function=gated, scheduler=address, progress=False)
+        killing.result()
+    assert counted == {"done": count, "failed": 0}
+    assert [row.result["square"] for row in stored(path, numbers(count))] == [n**2 for n in range(count)]
+    times = Counter(int(number) for number, _ in lines(log))
+    assert sorted(times.values()) == [1] * (count - 1) + [2]  # the one that it was at began anew
+    ours = {str(first.pid), str(second.pid)}
+    assert {process for _, process in lines(log)} == ours
+
+
+def test_workers_of_a_cluster_have_one_thread(tmp_path, log, cluster):
+    address, worker = cluster
+    worker(threads=2)
+    with pytest.raises(ValueError, match="has 2 threads: start it with --nthreads 1"):
+        sweep(numbers(2), tmp_path / "r.sqlite", function=note, scheduler=address, progress=False)
+    assert stored(tmp_path / "r.sqlite", numbers(2)) == []
+
+
+def test_no_cluster_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "PATIENCE", 1)
+    pytest.importorskip("distributed")
+    with pytest.raises(ValueError, match="no Dask scheduler answers there"):
+        sweep(numbers(1), tmp_path / "r.sqlite", scheduler="tcp://127.0.0.1:1", progress=False)
+    with pytest.raises(ValueError, match="workers=2: the cluster at tcp://x has its own"):
+        sweep(numbers(1), tmp_path / "r.sqlite", workers=2, scheduler="tcp://x", progress=False)
+    with pytest.raises(ValueError, match="threads=0: must be at least 1"):
+        sweep(numbers(1), tmp_path / "r.sqlite", threads=0, progress=False)
