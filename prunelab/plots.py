@@ -113,12 +113,15 @@ def _plain_log(ax: Axes) -> None:
 
 
 def _legend_above(ax: Axes, title: str) -> None:
-    """Legend over the axes, where it hides no data: in one row if that fits, and the title above it."""
-    labels = ax.get_legend_handles_labels()[1]
+    """Legend over the axes, where it hides no data: in as few rows as fit, and the title above it."""
+    widths = [len(label) + 6 for label in ax.get_legend_handles_labels()[1]]  # with the line beside it
     inches = ax.get_position().width * ax.figure.get_figure(root=True).get_figwidth()
-    one_row = sum(len(label) + 6 for label in labels) < 15 * inches  # 15 letters of 9 points to an inch
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(labels) if one_row else 1)
-    ax.set_title(title, pad=8 + 15 * (1 if one_row else len(labels)))
+    letters = int(15 * inches)  # of 9 points
+    columns = len(widths)
+    while columns > 1 and sum(max(column) for column in np.array_split(widths, columns)) >= letters:
+        columns -= 1
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns)
+    ax.set_title(title, pad=8 + 15 * -(-len(widths) // columns))
 
 
 # --- weights ----------------------------------------------------------------------------------------

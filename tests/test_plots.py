@@ -208,6 +208,14 @@ def test_legends_stand_above_the_data_and_the_title_above_them():
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
+def test_many_short_names_share_the_rows_of_a_legend():
+    figure = plots.curves({f"stage{j}.2.conv1": ([0, 1], [0, j]) for j in range(7)}, title="title")
+    figure.canvas.draw()
+    box = figure.axes[0].get_legend().get_window_extent()
+    assert box.height < 0.2 * figure.bbox.height  # seven rows would take a third
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
 def test_front_draws_a_staircase_as_far_as_the_dearest_network():
     ax = plots.front({"l1": ([1, 3], [0.5, 0.8]), "dense": ([4], [0.7])}, [(1, 0.5), (3, 0.8)]).axes[0]
     (stairs,) = ax.lines
