@@ -520,6 +520,56 @@ def beside_random(result: Mapping[str, Any], names: Sequence[str]) -> Figure:
 
 
 @_styled
+def ranking(
+    values: Mapping[str, float],
+    margin: float,
+    groups: Mapping[str, str] | None = None,
+    band: str | None = None,
+    ax: Axes | None = None,
+    xlabel: str = "accuracy",
+    lowest_first: bool = False,
+    title: str = "",
+) -> Figure:
+    """Methods from best to worst, each with a bar: two whose bars do not overlap differ by more than
+    ``margin``.
+
+    Args:
+        values: one number for each method, such as its mean accuracy or its average rank.
+        margin: how far two must lie apart to differ, such as ``prunelab.ranking.critical_difference``.
+        groups: the group of each method, such as its family; each has a colour and a marker.
+        band: the method whose bar is drawn through the picture, such as ``"random"``.
+        lowest_first: the lowest is the best, as for ranks.
+    """
+    _check_some("values", values)
+    groups = groups or {}
+    if groups and (missing := [name for name in values if name not in groups]):
+        raise ValueError(f"groups lacks {missing}, which values has")
+    if band is not None and band not in values:
+        raise ValueError(f"band={band!r}: {registry.suggestion(band, list(values))}")
+    order = sorted(values, key=lambda name: values[name], reverse=not lowest_first)
+    families = list(dict.fromkeys(groups.get(name, "") for name in values))
+    figure, ax = _canvas(ax, height=1.2 + 0.16 * len(order))
+    if band is not None:
+        ax.axvspan(values[band] - margin / 2, values[band] + margin / 2, color=FADED, zorder=0)
+    for number, family in enumerate(families):
+        places = [place for place, name in enumerate(order) if groups.get(name, "") == family]
+        ax.errorbar(
+            [values[order[place]] for place in places], places, xerr=margin / 2, linestyle="",
+            marker=MARKERS[number % 7], markersize=4, linewidth=1, color=COLOURS[number % 7],
+            label=family, markerfacecolor="none" if number >= 7 else None,
+        )  # fmt: skip
+    ax.set_yticks(range(len(order)), order, fontsize=7)
+    ax.set(ylim=(len(order) - 0.5, -0.5), xlabel=xlabel)
+    ax.grid(axis="y", color=FADED, linewidth=0.5)
+    ax.set_axisbelow(True)
+    if groups:
+        _legend_above(ax, title)
+    else:
+        ax.set_title(title)
+    return figure
+
+
+@_styled
 def comparison(
     rows: Mapping[str, Mapping[str, float]],
     spread: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,

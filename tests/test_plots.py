@@ -31,6 +31,7 @@ FIGURES = {
     "bars": lambda ax: plots.bars({"add": 0.9, "read": 640}, ax, log=True),
     "comparison": lambda ax: plots.comparison({"dense": {"MACs": 4}, "small": {"MACs": 1}}, ax=ax),
     "dots": lambda ax: plots.dots({"l1": [0.9], "random": [0.1, 0.3]}, band=(0.1, 0.3), ax=ax, level=0.9),
+    "ranking": lambda ax: plots.ranking({"l1": 0.9, "random": 0.3}, 0.1, ax=ax),
     "schedules": lambda ax: plots.schedules(["linear", "agp"], ax),
     "regularisation_path": lambda ax: plots.regularisation_path([1, 2], [[1, 1], [0, 0]], [2, 0], ax),
     "contours": lambda ax: plots.contours(lambda w: w.abs().sum(1), ax, paths={"step": [(1, 1), (1, 0)]}),
@@ -268,6 +269,20 @@ def test_dots_draw_mean_and_range_with_a_gap_between_families():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
 
 
+def test_ranking_sorts_and_draws_bars_that_overlap_when_methods_do_not_differ():
+    families = {"l1": "norms", "snip": "gradient", "l2": "norms"}
+    values, margin = {"l1": 2.0, "snip": 1.0, "l2": 2.4}, 0.5
+    ax = plots.ranking(values, margin, families, band="l1", lowest_first=True).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["snip", "l1", "l2"]
+    bars = [bar.tolist() for collection in ax.collections for bar in collection.get_segments()]
+    assert sorted(bars) == [[[v - 0.25, p], [v + 0.25, p]] for p, v in enumerate((1.0, 2.0, 2.4))]
+    assert legend(ax) == ["norms", "gradient"] and ax.get_ylim()[0] > ax.get_ylim()[1]
+    shaded = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    assert (shaded.x0, shaded.x1) == (pytest.approx(1.75), pytest.approx(2.25))
+    best_first = plots.ranking(values, margin).axes[0]
+    assert [label.get_text() for label in best_first.get_yticklabels()] == ["l2", "l1", "snip"]
+
+
 def test_beside_random_draws_both_scopes_with_the_range_of_the_random_draws():
     def rows(*runs):  # three amounts; the accuracies that count are at 0.2 (local) and 0.3 (global)
         return [[0, local, overall] for local, overall in runs]
@@ -414,6 +429,9 @@ def test_pictures_scales_bytes_and_names_classes():
         (lambda: plots.comparison({"a": {"x": 0}}), "holds no measure but zeros"),
         (lambda: plots.dots({}), "rows is empty"),
         (lambda: plots.dots({"l1": [1], "l2": [1]}, {"l1": "norms"}), r"groups lacks \['l2'\]"),
+        (lambda: plots.ranking({}, 1.0), "values is empty"),
+        (lambda: plots.ranking({"l1": 1.0}, 1.0, {"l2": "norms"}), r"groups lacks \['l1'\]"),
+        (lambda: plots.ranking({"l1": 1.0}, 1.0, band="l2"), "band='l2': did you mean 'l1'"),
         (lambda: plots.schedules(["agb"]), "schedule='agb': did you mean 'agp'"),
         (lambda: plots.schedules([]), "names is empty"),
         (lambda: plots.regularisation_path([1, 2, 3], [[1], [0]]), r"\(2, 1\) do not fit 3 strengths"),

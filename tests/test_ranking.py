@@ -1,0 +1,89 @@
+"""Statistics of rankings, against SciPy's and against the example of Demšar (2006)."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from prunelab import ranking
+
+# Table 6 of the paper: C4.5 as it is, and with one or both of two of its parameters tuned. Only the last two
+# of `voting`, of which the second is ranked before the third, are printed as equal: there a digit is added.
+PAPER = {
+    "C4.5": [.763, .599, .954, .628, .882, .936, .661, .583, .775, 1, .940, .619, .972, .957],
+    "m": [.768, .591, .971, .661, .888, .931, .668, .583, .838, 1, .962, .666, .981, .978],
+    "cf": [.771, .590, .968, .654, .886, .916, .609, .563, .866, 1, .965, .614, .9751, .946],
+    "m+cf": [.798, .569, .967, .657, .898, .931, .685, .625, .875, 1, .962, .669, .975, .970],
+}  # fmt: skip
+
+
+@pytest.fixture
+def table():
+    """Without ties, which SciPy's Friedman test corrects for."""
+    values = np.random.default_rng(0).normal(size=(5, 8)) + np.arange(5)[:, None] / 3
+    return {f"method {number}": row.tolist() for number, row in enumerate(values)}
+
+
+def test_the_example_of_the_paper():
+    ranks = ranking.average_ranks(PAPER)
+    assert [round(rank, 3) for rank in ranks.values()] == [3.143, 2.0, 2.893, 1.964]
+    chi, probability = ranking.friedman(PAPER)
+    assert round(chi, 2) == 9.28 and probability == pytest.approx(stats.chi2.sf(9.28, 3), rel=0.01)
+    assert round(ranking.critical_difference(PAPER), 2) == 1.25
+    assert round(ranking.critical_difference(PAPER, alpha=0.1), 2) == 1.12
+
+
+@pytest.mark.parametrize(("methods", "quantile"), [(2, 1.960), (3, 2.343), (4, 2.569), (10, 3.164)])
+def test_the_quantiles_of_the_paper(methods, quantile):
+    """Table 5 (a)."""
+    table = {str(number): [0.0] * 6 for number in range(methods)}
+    expected = quantile * math.sqrt(methods * (methods + 1) / 36)
+    assert ranking.critical_difference(table) == pytest.approx(expected, rel=5e-4)
+
+
+def test_friedman_is_scipys(table):
+    chi, probability = ranking.friedman(table)
+    expected = stats.friedmanchisquare(*table.values())
+    assert chi == pytest.approx(expected.statistic) and probability == pytest.approx(expected.pvalue)
+
+
+def test_ranks_by_hand():
+    table = {"a": [0.9, 0.5, 0.7], "b": [0.8, 0.5, 0.9], "c": [0.1, 0.2, 0.8]}
+    # Blocks: a b c; a and b share 1 and 2, then c; b c a.
+    assert ranking.average_ranks(table) == {
+        "a": pytest.approx((1 + 1.5 + 3) / 3),
+        "b": pytest.approx((2 + 1.5 + 1) / 3),
+        "c": pytest.approx((3 + 3 + 2) / 3),
+    }
+
+
+def test_two_means_differ_exactly_when_scipys_tukey_test_says_so(table):
+    margin = ranking.honest_difference(table)
+    expected = stats.tukey_hsd(*table.values())
+    means = [np.mean(values) for values in table.values()]
+    differ = [[abs(one - other) > margin for other in means] for one in means]
+    assert differ == (expected.pvalue < 0.05).tolist() and 0 < np.sum(differ) < 20
+    interval = expected.confidence_interval(0.95)
+    assert margin == pytest.approx((interval.high[0, 1] - interval.low[0, 1]) / 2)
+
+
+def test_the_spread_by_hand():
+    # Squares around the means 2 and 5: 1 + 0 + 1 and 4 + 1 + 9, each over two degrees of freedom.
+    assert ranking.spread({"a": [1, 2, 3], "b": [3, 4, 8]}) == pytest.approx(math.sqrt((2 + 14) / 4))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"a": [1.0]}, "table has 1 methods"),
+        ({"a": [], "b": []}, "each with its results"),
+        ({"a": [1.0, 2.0], "b": [1.0]}, "every method needs a result in each block"),
+    ],
+)
+def test_tables_that_cannot_be(table, message):
+    for function in (ranking.average_ranks, ranking.critical_difference, ranking.honest_difference):
+        with pytest.raises(ValueError, match=message):
+            function(table)
+    with pytest.raises(ValueError, match="a spread needs at least two"):
+        ranking.spread({"a": [1.0], "b": [2.0]})
