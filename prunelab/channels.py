@@ -14,20 +14,21 @@ attention, layer norm), or is not known here, the channels that go into it are *
 
 from __future__ import annotations
 
+import itertools
+import math
 import operator
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from prunelab import operations as ops
 from prunelab.basics import evaluating
+from prunelab.tracing import Constant, Runner, TraceError, flat
 
 Example = Tensor | tuple[Tensor, ...]
 
@@ -35,10 +36,6 @@ Example = Tensor | tuple[Tensor, ...]
 def inputs(example: Example) -> tuple[Tensor, ...]:
     """What the network is called with."""
     return example if isinstance(example, tuple) else (example,)
-
-
-class TraceError(ValueError):
-    """The network cannot be followed, so that nothing is known of its channels; the message names where."""
 
 
 class Pin(NamedTuple):
@@ -117,85 +114,16 @@ def trace(model: nn.Module, example: Example, *, zeroed: bool = False) -> Channe
     Raises:
         TraceError: the forward function branches on data.
     """
-    examples = inputs(example)
-    follower = _Follower(model, symbolic(model), zeroed)
-    follower.follow(examples)
+    shapes = [(1, *item.shape[1:]) for item in inputs(example)]
+    follower = _Follower(model, zeroed)
+    follower.follow(shapes)
     if follower.unreached():  # heads that only training uses (Inception's) read channels, too
         try:
-            training = symbolic(model, training=True)
-        except TraceError:
-            training = None
-        if training is not None:
-            follower.graph, follower.again = training, True
-            follower.follow(examples)
+            follower.follow(shapes, training=True)
+        except TraceError:  # such a head cannot be followed, and half of its way is no use
+            follower = _Follower(model, zeroed)
+            follower.follow(shapes)
     return follower.result()
-
-
-class Tracer(fx.Tracer):
-    """Records a network's operations; some modules are kept whole so that it need not look into them."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        whole = isinstance(module, (StochasticDepth, FrozenBatchNorm2d))
-        return whole or super().is_leaf_module(module, name)
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        # As the parent class does, without keeping book of which module called which, which takes most time.
-        name = self.path_of_module(m)
-        if not self.is_leaf_module(m, name):
-            return forward(*args, **kwargs)
-        if kwargs or not all(isinstance(item, fx.Proxy) for item in args):
-            return self.create_proxy("call_module", name, args, kwargs)
-        return self.proxy(self.create_node("call_module", name, tuple(item.node for item in args), {}))
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
-
-    def iter(self, obj: Any) -> Iterator:
-        return iter([obj[i] for i in range(len(obj))]) if _chunks(obj) else super().iter(obj)
-
-
-class _Value(fx.Proxy):
-    """A recorded value; ``list(x.chunk(2, 1))`` asks how many there are, which is known."""
-
-    def __len__(self) -> int:
-        return _chunks(self) or super().__len__()
-
-
-def _chunks(value: fx.Proxy) -> int:
-    """Into how many parts ``chunk`` cut, 0 if the value is not from there."""
-    parts = value.node.args[1:2]
-    known = ops.name_of(value.node.target) == "chunk" and parts and isinstance(parts[0], int)
-    return cast(int, parts[0]) if known else 0
-
-
-def symbolic(model: nn.Module, *, training: bool = False) -> fx.Graph:
-    """The network as a graph of operations, in evaluation mode unless ``training``.
-
-    Raises:
-        TraceError: the forward function branches on data, or does something else that cannot be recorded.
-    """
-    try:
-        with evaluating(model, training=training):
-            return Tracer().trace(model)
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} cannot be traced by torch.fx{_place(error)}: {error}. Data may not "
-            "decide which way the forward function goes. Move that line into a function of its own, outside "
-            "the class, and mark it with @torch.fx.wrap: it is then kept whole, and the channels that go "
-            "into it stay. Where that line is not yours, prune the parts of the network one by one, as in "
-            "model.backbone = prune(model.backbone, example)"
-        ) from error
-
-
-def _place(error: Exception) -> str:
-    """The user's line that tracing stumbled over."""
-    frames: Sequence[Any] = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame
-        for frame in frames
-        if "/torch/" not in frame.filename.replace("\\", "/") and frame.filename != __file__
-    ]
-    return f" at {own[-1].filename}, line {own[-1].lineno} ({own[-1].line})" if own else ""
 
 
 class _Size(int):
@@ -210,71 +138,64 @@ class _Size(int):
         return result
 
 
-@dataclass(frozen=True)
-class _Constant:
-    """A parameter or buffer that the forward function uses by itself; ``name`` is empty for results of
-    arithmetic.
-    """
-
-    name: str
-    tensor: Tensor
-
-
 FIXED = 0  # the one id of everything that is never removed: pictures, positions, mixtures
 
 
-class _Follower:
-    """Runs a recorded network on ids.
+class _Follower(Runner):
+    """Runs a network on ids, and knows what each operation does to them.
 
     Every value is an integer tensor of the shape that the network's value would have (for one picture) and
     says which channel stands where.
     """
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, zeroed: bool):
-        self.module, self.graph, self.zeroed = model, graph, zeroed
+    def __init__(self, model: nn.Module, zeroed: bool):
+        super().__init__(model)
+        self.zeroed = zeroed
         self.found = Channels()
         self.ids = 1  # how many there are; the first is FIXED
-        self.united: list[tuple[Tensor, Tensor]] = []  # ids of one class, pair by pair
+        self.united = [(self.fixed([1]), self.fixed([1]))]  # ids of one class, pair by pair
         self.constants = torch.zeros(1024, dtype=torch.float64)  # by id: a channel whose filter is gone
         self.all_zero = True
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.tensors: dict[int, _Constant] = {}  # by id(): where a parameter was met first
+        self.tensors: dict[int, Constant] = {}  # by id(): where a parameter was met first
         self.outside: set[int] = set()  # parameters that are used by themselves, too
-        self.results: list[Tensor] = []  # what the network returns
-        self.node: fx.Node | None = None  # the one that is running
-        self.again = False  # the graph of training, behind that of evaluation: what counts was counted
+        self.reached: set[str] = set()  # names of modules and parameters
+        self.needed = [self.fixed([1])]  # ids that stay: what the network returns
+        self.again = False  # in training mode, behind evaluation: what counts was counted
 
-    def follow(self, examples: tuple[Tensor, ...]) -> None:
-        with torch.no_grad():
-            self.run(*(self.fixed((1, *example.shape[1:])) for example in examples))
+    @torch.no_grad()
+    def follow(self, shapes: Iterable[Sequence[int]], *, training: bool = False) -> None:
+        self.again = training
+        results = self.run([self.fixed(shape) for shape in shapes], training=training)
+        self.needed += [_narrowed(ids)[0].flatten() for ids in _tensors(results)]
 
-    def unreached(self) -> set[str]:
-        """Parameters that evaluation does not use."""
-        reached = {str(node.target) for node in self.graph.nodes if node.op in ("call_module", "get_attr")}
-        names = [name for name, _ in self.module.named_parameters(remove_duplicate=False)]
-        return {name for name in names if not reached & {name, name.rpartition(".")[0]}}
+    def unreached(self) -> bool:
+        """Whether there are parameters that evaluation does not use."""
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        parts = [list(itertools.accumulate(name.split("."), "{}.{}".format)) for name in names]
+        return any(self.reached.isdisjoint(found) for found in parts)
+
+    def constant(self, tensor: Tensor) -> Constant:
+        """A tensor that the network's own code uses."""
+        result = super().constant(tensor)
+        self.reached.add(result.name)
+        return result
 
     def result(self) -> Channels:
-        from scipy.sparse import coo_array  # here, because they take half a second to load
-        from scipy.sparse.csgraph import connected_components
-
         found = self.found
         for name, dimensions in found.slices.items():
             if id(self.tensor(name)) in self.outside:
+                self.at = name.rpartition(".")[0], self.model
                 for ids in dimensions.values():
                     self.pin(ids, f"{name} is also used outside its layer")
-        left, right = (torch.cat([pair[side] for pair in self.united] or [torch.zeros(0)]) for side in (0, 1))
-        edges = coo_array((np.ones(len(left), bool), (left, right)), shape=(self.ids, self.ids))
-        count, classes = connected_components(edges, directed=False)
-        found.classes = torch.from_numpy(classes).long()
+        count, classes = _components(self.ids, self.united)
+        found.classes = torch.from_numpy(classes)
         found.constants = self.constants[: self.ids]
         found.free = torch.zeros(count, dtype=torch.bool)
-        for layer in found.layers.values():
-            if layer.makes:
-                found.free[found.classes[layer.outputs]] = True
-        found.free[found.classes[FIXED]] = False
-        for ids in [*self.results, *(pin.ids for pin in found.pins)]:
-            found.free[found.classes[ids]] = False
+        made = [layer.outputs for layer in found.layers.values() if layer.makes]
+        stay = [*self.needed, *(pin.ids for pin in found.pins)]
+        found.free[found.classes[torch.cat([self.fixed([0]), *made])]] = True
+        found.free[found.classes[torch.cat(stay)]] = False
         return found
 
     # -- ids
@@ -287,12 +208,14 @@ class _Follower:
 
     @staticmethod
     def fixed(shape: Iterable[int]) -> Tensor:
-        return torch.full((), FIXED).expand(*shape)
+        return torch.full((), FIXED).expand(tuple(shape))
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Put the ids that stand at equal places into one class."""
         if left is not right:
-            left, right = _narrowed(*torch.broadcast_tensors(left, right))
+            if left.shape != right.shape:
+                left, right = torch.broadcast_tensors(left, right)
+            left, right = _narrowed(left, right)
             self.united.append((left.flatten(), right.flatten()))
 
     def pin(self, ids: Tensor, reason: str) -> None:
@@ -301,7 +224,7 @@ class _Follower:
         if self.again:
             ids = ids[~torch.isin(ids, torch.cat([pin.ids for pin in self.found.pins] or [ids[:0]]))]
         if len(ids):
-            self.found.pins.append(Pin(_where(self.node), reason, ids))
+            self.found.pins.append(Pin(self.where(), reason, ids))
 
     def vector(self, ids: Tensor, dimension: int = 1) -> Tensor:
         """The id of each channel, ``(channels,)``. Where its positions come from several channels, these can
@@ -333,18 +256,19 @@ class _Follower:
             self.pin(ids, "a removed channel would have no finite value behind it")
             return self.fixed(ids.shape)
         self.all_zero = False
-        olds, news, places = ids.flatten(), values.flatten(), torch.arange(ids.numel())
-        if len(olds.unique()) < len(olds):  # a channel at several places, not always with the same constant
+        olds, news = ids.flatten(), values.flatten()
+        if ids.dim() > 1:  # a channel at several places, not always with the same constant
             pairs, places = torch.stack([olds.double(), news]).unique(dim=1, return_inverse=True)
             olds, news = pairs[0].long(), pairs[1]
         fresh = self.fresh(len(olds))
         self.constants[fresh] = news
         self.unite(olds, fresh)
-        return torch.where(ids == FIXED, FIXED, fresh[places].view(ids.shape))
+        fresh = fresh[places].view(ids.shape) if ids.dim() > 1 else fresh
+        return torch.where(ids == FIXED, FIXED, fresh)
 
     def silent(self, ids: Tensor) -> Tensor:
         """The same channels where they are zero once their filter is gone."""
-        return ids if self.all_zero else self.valued(ids, torch.zeros(len(ids), dtype=torch.float64))
+        return ids if self.all_zero else self.valued(ids, torch.zeros_like(ids, dtype=torch.float64))
 
     def elementwise(self, function: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
         if self.all_zero and function(torch.zeros((), dtype=torch.float64)) == 0:
@@ -358,58 +282,30 @@ class _Follower:
         """Pin the channels that are not ``value`` when their filter is gone, where that would be seen."""
         if value or not self.all_zero:
             small = _narrowed(ids)[0]
-            self.pin(small[self.values(small) != value], reason)
+            other = small[self.values(small) != value]
+            if len(other):
+                self.pin(other, reason)
 
-    # -- running the graph
+    # -- operations
 
-    def run(self, *inputs: Tensor) -> None:
-        """Carry out every operation once, in the order in which they were recorded."""
-        given, values = iter(inputs), dict[fx.Node, Any]()
-        for node in self.graph.nodes:
-            self.node = node
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            try:
-                if node.op == "placeholder":  # an input, or the default of one that is not given
-                    values[node] = next(given, *args)
-                else:
-                    values[node] = getattr(self, node.op)(node.target, args, kwargs)
-            except TraceError:
-                raise
-            except Exception as error:
-                raise TraceError(f"the network cannot be followed at {_where(node)}: {error}") from error
-
-    def get_attr(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        value = operator.attrgetter(target)(self.module)
-        return _Constant(target, value) if isinstance(value, Tensor) else value
-
-    def output(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        self.results += [_narrowed(ids)[0].unique() for ids in _tensors(args)]
-        return args[0]
-
-    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        return self.operation(target, ops.name_of(target), args, kwargs)
-
-    def call_method(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        return self.operation(lambda item, *rest, **named: getattr(item, target)(*rest, **named),
-                              ops.name_of(target), args, kwargs)  # fmt: skip
-
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        module, ids = self.modules[target], args[0] if args else None
+    def module(self, name: str, module: Any, args: tuple, kwargs: dict) -> Any:
+        self.reached.add(name)
+        ids = args[0] if args else None
         if not isinstance(ids, Tensor):
             if _tensors((args, kwargs)):
                 return self.opaque(module, args, kwargs, "the module needs all of them")
-            return self.constant(module, args, kwargs, module.parameters())
+            return self.fold(module, args, kwargs, module.parameters())
         if isinstance(module, (*ops.CONVOLUTIONS, *ops.TRANSPOSED)):
             transposed = isinstance(module, ops.TRANSPOSED)
             arguments = (module.stride, module.padding, module.dilation)
             extra = module.output_padding if transposed else ()
             zeros = module.padding_mode == "zeros"
-            weight, bias = (self.parameter(target, kind) for kind in ("weight", "bias"))
+            weight, bias = self.parameters(name, module)
             return self.convolution(ids, weight, bias, module.groups, *arguments, extra, transposed, zeros)
         if isinstance(module, nn.Linear):
-            return self.linear(ids, self.parameter(target, "weight"), self.parameter(target, "bias"))
+            return self.linear(ids, *self.parameters(name, module))
         if isinstance(module, (*ops.NORMS, nn.PReLU, nn.GroupNorm)):
-            return self.norm(target, module, ids)
+            return self.norm(name, module, ids)
         if isinstance(module, ops.PASSES):
             return ids
         if isinstance(module, ops.ACTIVATIONS):
@@ -420,7 +316,7 @@ class _Follower:
             self.need(0, ids, "its padding counts as zeros")
             return self.resized(ids, module)
         if isinstance(module, ops.PADS):
-            return self.pad(ids, module.padding, module.value, target)
+            return self.pad(ids, module.padding, module.value, name)
         if isinstance(module, nn.Flatten):
             return module(ids)
         if isinstance(module, nn.Unflatten):
@@ -431,29 +327,29 @@ class _Follower:
             return self.pixel_shuffle(ids, module.upscale_factor)
         return self.opaque(module, args, kwargs, f"a {type(module).__name__} needs all of them")
 
-    def operation(self, target: Callable, name: str, args: tuple, kwargs: dict) -> Any:
-        """A function or method; ``target`` is what carries it out on other values than ids."""
-        sizes = [item for item in _flat((args, kwargs)) if isinstance(item, _Size)]
-        if not _tensors((args, kwargs)):
+    def operation(self, name: str, target: Callable, args: tuple, kwargs: dict) -> Any:
+        items = flat((args, kwargs))
+        sizes = [item for item in items if isinstance(item, _Size)]
+        if not any(isinstance(item, Tensor) for item in items):
             if sizes and name in ops.SIZE_ARITHMETIC and not kwargs:
                 return _Size.of(target(*map(int, args)), torch.cat([size.ids for size in sizes]))
-            if name == "getitem" and not isinstance(args[0], _Constant):  # one of several sizes
+            if name == "getitem" and not isinstance(args[0], Constant):  # one of several sizes
                 return operator.getitem(*args)
             self.pin_sizes(sizes)
-            return self.constant(target, args, kwargs)
+            return self.fold(target, args, kwargs)
         handler = getattr(self, f"op_{name}", None)
         if handler is not None:
             return handler(*args, **kwargs)
-        ids = args[0]
+        ids = args[0] if args else None
         if name in ops.PASS_FUNCTIONS:
             return ids
-        if not isinstance(ids, Tensor) and name not in ops.SUMS | ops.PRODUCTS | ops.QUOTIENTS:
-            return self.opaque(target, args, kwargs, "the operation needs all of them")
-        if name in ops.SUMS | ops.PRODUCTS | ops.QUOTIENTS:
+        if name in ops.ARITHMETIC:
             self.pin_sizes(sizes)
             return self.merge(target, name, *args, **kwargs)
+        if not isinstance(ids, Tensor):
+            return self.opaque(target, args, kwargs, "the operation needs all of them")
         if name in ops.ELEMENTWISE:
-            if all(isinstance(item, int | float | bool | None) for item in _flat((args[1:], kwargs))):
+            if all(isinstance(item, (int, float, type(None))) for item in items[1:]):
                 self.pin_sizes(sizes)
                 return self.elementwise(lambda values: target(values, *args[1:], **kwargs), ids)
         elif name in ops.POOL_FUNCTIONS | ops.AVERAGE_POOL_FUNCTIONS:
@@ -466,22 +362,22 @@ class _Follower:
             return self.functional_convolution(*args, **kwargs)
         return self.opaque(target, args, kwargs, "the operation needs all of them")
 
-    def constant(self, target: Callable, args: Any, kwargs: Any, parameters: Iterable[Any] = ()) -> Any:
+    def fold(self, target: Callable, args: Any, kwargs: Any, parameters: Iterable[Any] = ()) -> Any:
         """What does not depend on the picture is computed as it is."""
-        items = [item.tensor for item in _flat((args, kwargs)) if isinstance(item, _Constant)]
+        items = [item.tensor for item in flat((args, kwargs)) if isinstance(item, Constant)]
         self.outside.update(id(item) for item in [*items, *parameters])
         plain, named = _map((args, kwargs), _plain)
         result = target(*plain, **named)
-        return _map(result, lambda x: _Constant("", x) if isinstance(x, Tensor) else x)
+        return _map(result, lambda x: Constant("", x) if isinstance(x, Tensor) else x)
 
     def opaque(self, target: Callable, args: tuple, kwargs: dict, reason: str) -> Any:
         """An operation that mixes channels, or is not known: what goes in stays, what comes out is fixed."""
         for ids in _tensors((args, kwargs)):
             self.pin(ids, reason)
-        items = _flat((args, kwargs))
+        items = flat((args, kwargs))
         self.pin_sizes(items)
-        self.outside.update(id(item.tensor) for item in items if isinstance(item, _Constant))
-        parameters = (item for item in self.module.parameters() if item.is_floating_point())
+        self.outside.update(id(item.tensor) for item in items if isinstance(item, Constant))
+        parameters = (item for item in self.model.parameters() if item.is_floating_point())
         like = next(parameters, torch.zeros(()))
 
         def stand_in(item: Any) -> Any:  # only the shape of what comes out matters
@@ -502,12 +398,13 @@ class _Follower:
         owner, _, kind = name.rpartition(".")
         return getattr(self.modules[owner], kind)
 
-    def parameter(self, owner: str, kind: str) -> Any:
-        name = f"{owner}.{kind}" if owner else kind
-        value = self.tensor(name)
-        return None if value is None else _Constant(name, value)
+    @staticmethod
+    def parameters(name: str, module: nn.Module) -> tuple[Any, Any]:
+        """A layer's weight, and its bias if it has one."""
+        weight, bias = module._parameters["weight"], module._parameters["bias"]
+        return Constant(f"{name}.weight", weight), None if bias is None else Constant(f"{name}.bias", bias)
 
-    def slice(self, item: _Constant | None, dimensions: dict[int, Tensor]) -> None:
+    def slice(self, item: Constant | None, dimensions: dict[int, Tensor]) -> None:
         """Note which ids run along a parameter. One that is used again, or that two layers share, ties what
         it meets now to what it met first.
         """
@@ -519,7 +416,7 @@ class _Follower:
             self.unite(self.found.slices[first][dimension], ids)
 
     def layer(
-        self, weight: _Constant, inputs: Tensor, outputs: Tensor, reads: int | None, macs: int
+        self, weight: Constant, inputs: Tensor, outputs: Tensor, reads: int | None, macs: int
     ) -> Tensor:
         """Note a layer, and return its outputs: those of its first use, if this is another."""
         name = weight.name.removesuffix(".weight")
@@ -527,7 +424,7 @@ class _Follower:
         layer.macs += 0 if self.again else macs
         return layer.outputs
 
-    def linear(self, ids: Tensor, weight: _Constant, bias: _Constant | None) -> Tensor:
+    def linear(self, ids: Tensor, weight: Constant, bias: Constant | None) -> Tensor:
         inputs = self.vector(ids, -1)
         macs = weight.tensor.numel() * (ids[..., 0].numel())
         outputs = self.layer(weight, inputs, self.made(weight, 0, bias), 1, macs)
@@ -536,25 +433,25 @@ class _Follower:
         self.count(weight, in_features=inputs, out_features=outputs)
         return outputs.expand(*ids.shape[:-1], -1)
 
-    def made(self, weight: _Constant, dimension: int, bias: _Constant | None, groups: int = 1) -> Tensor:
+    def made(self, weight: Constant, dimension: int, bias: Constant | None, groups: int = 1) -> Tensor:
         """Fresh ids for what a layer makes."""
         outputs = self.fresh(weight.tensor.shape[dimension] * groups)
         return self.left_behind(outputs, bias)
 
-    def left_behind(self, outputs: Tensor, bias: _Constant | None) -> Tensor:
+    def left_behind(self, outputs: Tensor, bias: Constant | None) -> Tensor:
         """What a layer's filters leave when they are gone: nothing, or, if only zeroed, their bias."""
         if self.zeroed and bias is not None:
             return self.valued(outputs, bias.tensor.detach().double().cpu())
         return self.silent(outputs)
 
-    def count(self, weight: _Constant, **attributes: Tensor) -> None:
+    def count(self, weight: Constant, **attributes: Tensor) -> None:
         owner = weight.name.rpartition(".")[0]
         for attribute, ids in attributes.items():
             self.found.counts.setdefault((owner, attribute), ids)
 
     def is_layer(self, weight: Any, bias: Any = None) -> bool:
         """Whether a functional layer is the body of a module of its kind, with the module's own tensors."""
-        owner, _, kind = weight.name.rpartition(".") if isinstance(weight, _Constant) else ("", "", "")
+        owner, _, kind = weight.name.rpartition(".") if isinstance(weight, Constant) else ("", "", "")
         module = self.modules[owner]
         kinds = (*ops.CONVOLUTIONS, nn.Linear)
         return kind == "weight" and isinstance(module, kinds) and (bias is None or bias.tensor is module.bias)
@@ -570,7 +467,7 @@ class _Follower:
         return self.convolution(ids, weight, bias, groups, *arguments)
 
     def convolution(
-        self, ids: Tensor, weight: _Constant, bias: _Constant | None, groups: int, stride: Any, padding: Any,
+        self, ids: Tensor, weight: Constant, bias: Constant | None, groups: int, stride: Any, padding: Any,
         dilation: Any, extra: Any = (), transposed: bool = False, zeros: bool = True,
     ) -> Tensor:  # fmt: skip
         inputs = self.vector(ids)
@@ -598,7 +495,7 @@ class _Follower:
             positions = ids[0, 0].numel()
         else:
             area = ops.space(ids.shape[2:], kernel, stride, padding, dilation)
-            positions = torch.Size(area).numel()
+            positions = math.prod(area)
         into = None if depthwise else int(not transposed)
         outputs = self.layer(weight, inputs, outputs, into, weight.tensor.numel() * positions)
         if depthwise:
@@ -620,12 +517,12 @@ class _Follower:
             places = channels.view(module.num_groups, -1)
             self.unite(places[:, :1], places)  # statistics are those of a group: it goes whole
             self.found.counts.setdefault((name, "num_groups"), places[:, 0])
-        tensors = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+        tensors = {**module._parameters, **module._buffers}
         for kind, tensor in tensors.items():
-            if tensor.dim() and len(tensor) == len(channels):
-                self.slice(_Constant(f"{name}.{kind}", tensor), {0: channels})
+            if tensor is not None and tensor.shape[:1] == channels.shape:
+                self.slice(Constant(f"{name}.{kind}", tensor), {0: channels})
         for attribute in ("num_features", "num_channels", "num_parameters"):
-            if getattr(module, attribute, 1) == len(channels) > 1:
+            if module.__dict__.get(attribute) == len(channels) > 1:
                 self.found.counts.setdefault((name, attribute), channels)
         if isinstance(module, nn.PReLU):
             self.need(0, ids, "a PReLU turns its constant into another")
@@ -655,12 +552,13 @@ class _Follower:
             return self.elementwise(lambda values: target(numbers[0], values), right)
         if named or name in ops.QUOTIENTS or not all(isinstance(item, Tensor) for item in args):
             return self.opaque(target, args, named, "the operation needs all of them")
-        if all(hasattr(item, "channels") for item in args) and left.shape[1] == right.shape[1] > 1:
-            one, other = left.channels, right.channels  # the common case, without further ado
+        plain = all(hasattr(item, "channels") for item in args) and left.dim() == right.dim()
+        if plain and left.shape[1] == right.shape[1] > 1:  # the common case, without further ado
+            one, other = left.channels, right.channels
             self.unite(one, other)
             if not self.all_zero:
                 one = self.valued(one, target(self.values(one), self.values(other)))
-            return _spread(one, torch.broadcast_shapes(left.shape[2:], right.shape[2:]))
+            return _spread(one, [max(sizes) for sizes in zip(left.shape[2:], right.shape[2:])])
         left, right = torch.broadcast_tensors(*args)
         covers = [True, True]
         for dimension in range(-left.dim(), 0):
@@ -686,7 +584,9 @@ class _Follower:
 
     def op_cat(self, tensors: Any, dim: int = 0, **named: Any) -> Tensor:
         dim = named.get("axis", dim)
-        tensors = [self.fixed(item.tensor.shape) if isinstance(item, _Constant) else item for item in tensors]
+        tensors = [self.fixed(item.tensor.shape) if isinstance(item, Constant) else item for item in tensors]
+        if dim == 1 and all(hasattr(item, "channels") for item in tensors):  # the common case
+            return _spread(torch.cat([item.channels for item in tensors]), tensors[0].shape[2:])
         for item in tensors[1:]:
             self.alike(tensors[0], item, beside=dim)
         return torch.cat(tensors, dim)
@@ -732,7 +632,7 @@ class _Follower:
         if not isinstance(ids, Tensor):
             return operator.getitem(ids, index)
         indices = list(index) if isinstance(index, tuple) else [index]
-        if any(isinstance(item, Tensor | _Constant | list) for item in indices):
+        if any(isinstance(item, Tensor | Constant | list) for item in indices):
             return self.opaque(operator.getitem, (ids, index), {}, "they are picked by an index")
         consumed = sum(item is not None and item is not Ellipsis for item in indices)
         dimension = 0
@@ -824,7 +724,7 @@ class _Follower:
         return self.op_mean(ids, dim, keepdim, **named)
 
     def op_prelu(self, ids: Tensor, weight: Any) -> Any:
-        if isinstance(weight, _Constant) and weight.tensor.numel() == 1:
+        if isinstance(weight, Constant) and weight.tensor.numel() == 1:
             self.outside.add(id(weight.tensor))
             return ids
         return self.opaque(F.prelu, (ids, weight), {}, "the operation needs all of them")
@@ -846,14 +746,14 @@ class _Follower:
             else:
                 self.found.pads[name] = (front, back)
             channels = torch.cat([front, channels, back])
-        borders = torch.empty(1, 1, *ids.shape[2:], device="meta")
+        borders = torch.zeros(1, 1, *ids.shape[2:])
         return _spread(channels, F.pad(borders, tuple(padding[:spatial]), mode).shape[2:])
 
     def resized(self, ids: Tensor, pool: Callable) -> Any:
-        shape = pool(torch.empty(ids.shape, device="meta"))
-        if not isinstance(shape, Tensor):
+        pooled = pool(torch.zeros(1, 1, *ids.shape[2:]))  # only its size matters: one channel will do
+        if not isinstance(pooled, Tensor):
             return self.opaque(pool, (ids,), {}, "the operation needs all of them")
-        return _spread(self.vector(ids), shape.shape[2:])
+        return _spread(self.vector(ids), pooled.shape[2:])
 
     def op_linear(self, ids: Tensor, weight: Any, bias: Any = None) -> Any:
         if isinstance(ids, Tensor) and self.is_layer(weight, bias):
@@ -872,23 +772,29 @@ class _Follower:
     def op_getattr(self, ids: Tensor, attribute: str) -> Any:
         if attribute == "shape":
             return self.op_size(ids)
-        tensor = next(self.module.parameters())
+        tensor = next(self.model.parameters())
         facts = {"ndim": ids.dim(), "device": tensor.device, "dtype": tensor.dtype, "is_cuda": tensor.is_cuda}
         if attribute not in facts:
-            raise TraceError(
-                f"the attribute {attribute!r} of a value is not understood (at {_where(self.node)})"
-            )
+            raise TraceError(f"the attribute {attribute!r} of a value is not understood (at {self.where()})")
         return facts[attribute]
 
     def op_dim(self, ids: Tensor) -> int:
         return ids.dim()
 
 
-def _where(node: fx.Node | None) -> str:
-    if node is None:
-        return "the whole"
-    target = node.target if isinstance(node.target, str) else ops.name_of(node.target) or node.target
-    return f"node {node.name!r} ({node.op} {target})"
+def _components(count: int, pairs: list[tuple[Tensor, Tensor]]) -> tuple[int, np.ndarray]:
+    """Which ids are united by ``pairs`` of vectors, directly or by way of others: how many classes there are,
+    and the class of each id, ``(count,)``.
+    """
+    left, right = (torch.cat(side).numpy() for side in zip(*pairs))
+    root = np.arange(count)  # a smaller id of the same class; in the end, the smallest
+    while (root[left] != root[right]).any():
+        one, other = root[left], root[right]
+        np.minimum.at(root, np.maximum(one, other), np.minimum(one, other))
+        while (root != root[root]).any():
+            root = root[root]
+    numbers = np.cumsum(root == np.arange(count)) - 1
+    return numbers[-1] + 1, numbers[root]
 
 
 def _varies(ids: Tensor, dimension: int) -> bool:
@@ -922,29 +828,17 @@ _map: Callable[[Any, Callable[[Any], Any]], Any] = fx.node.map_aggregate  # mypy
 
 
 def _plain(item: Any) -> Any:
-    if isinstance(item, _Constant):
+    if isinstance(item, Constant):
         return item.tensor
     return int(item) if isinstance(item, _Size) else item
 
 
 def _number(item: Any) -> Any:
     """A number that does not depend on how many channels there are, or nothing."""
-    if isinstance(item, _Constant):
+    if isinstance(item, Constant):
         return item.tensor.detach().double() if item.tensor.numel() == 1 else None
     return int(item) if isinstance(item, _Size) else item if isinstance(item, int | float) else None
 
 
-def _flat(args: Any) -> list:
-    if isinstance(args, _Constant):
-        return [args]
-    if isinstance(args, dict):
-        args = args.values()
-    elif isinstance(args, slice):
-        args = (args.start, args.stop, args.step)
-    elif not isinstance(args, tuple | list):
-        return [args]
-    return [item for arg in args for item in _flat(arg)]
-
-
 def _tensors(args: Any) -> list[Tensor]:
-    return [item for item in _flat(args) if isinstance(item, Tensor)]
+    return [item for item in flat(args) if isinstance(item, Tensor)]

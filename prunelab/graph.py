@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import fx, nn
 
 from prunelab import operations as ops
-from prunelab.channels import TraceError, symbolic
+from prunelab.tracing import TraceError, Tracer, tracing
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ def behind(model: nn.Module, layers: list[str]) -> tuple[fx.Graph, dict[str, Beh
     Raises:
         TraceError: ``torch.fx`` cannot trace the network, or it does not call one of the layers.
     """
-    graph = symbolic(model)
+    with tracing(model):
+        graph = _Recorder().trace(model)
     modules = dict(model.named_modules())
     found = {
         node.target: _walk(node, modules)
@@ -64,3 +67,25 @@ def _walk(node: fx.Node, modules: dict[str, nn.Module]) -> Behind:
             break
         node = after
     return Behind(norm, node.name)
+
+
+class _Recorder(Tracer):
+    """Records a network; ``list(x.chunk(2, 1))`` asks how many there are, which is known."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def iter(self, obj: Any) -> Iterator:
+        return iter([obj[i] for i in range(_chunks(obj))]) if _chunks(obj) else super().iter(obj)
+
+
+class _Value(fx.Proxy):
+    def __len__(self) -> int:
+        return _chunks(self) or super().__len__()
+
+
+def _chunks(value: fx.Proxy) -> int:
+    """Into how many parts ``chunk`` cut, 0 if the value is not from there."""
+    parts = value.node.args[1:2]
+    known = ops.name_of(value.node.target) == "chunk" and parts and isinstance(parts[0], int)
+    return cast(int, parts[0]) if known else 0

@@ -57,6 +57,7 @@ AVERAGE_POOL_FUNCTIONS = {"avg_pool1d", "avg_pool2d", "avg_pool3d"}
 SUMS = {"add", "sub"}
 PRODUCTS = {"mul", "multiply"}
 QUOTIENTS = {"div", "truediv"}
+ARITHMETIC = SUMS | PRODUCTS | QUOTIENTS
 CONVOLUTION_FUNCTIONS = {"conv1d", "conv2d", "conv3d"}
 # Functions that place values anew without looking at which dimension holds the channels.
 MOVES = {

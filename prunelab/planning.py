@@ -67,29 +67,28 @@ def channel_scores(
             f"criterion {rank.name!r} judges a {' or a '.join(rank.granularities)}: to prune, take one that "
             "judges filters or channels"
         )
+    modules = dict(model.named_modules(remove_duplicate=False))
     classes = {
         name: channels.classes[layer.outputs if by == "filter" else layer.inputs]
         for name, layer in channels.layers.items()
-        if layer.makes and (by == "filter" or _reads(model.get_submodule(name)))
+        if layer.makes and (by == "filter" or _reads(modules[name]))
     }
     # A layer none of whose channels can go is not asked: the picture's colours, the classes.
-    layers = {
-        name: model.get_submodule(name) for name, found in classes.items() if channels.free[found].any()
-    }
+    layers = {name: modules[name] for name, found in classes.items() if channels.free[found].any()}
     shape = registry.find("granularity", by)
     evidence = collect([rank], model, layers, data, seed=seed) if rank.needs else None
     normalise = rank.normalise if scope == "global" else None
-    found, where = [], []
-    for name, layer in layers.items():
-        if evidence:
-            scores = evidence.score(rank, name, granularity.positions(shape, layer))
-        else:
-            with torch.no_grad():
+    found = []
+    with torch.no_grad():
+        for name, layer in layers.items():
+            if evidence:
+                scores = evidence.score(rank, name, granularity.positions(shape, layer))
+            else:
                 groups = shape.function(granularity.as_filters(layer.weight, layer))
                 scores = checked(rank.function(groups), rank, len(groups), name)
-        scores = scores.double().cpu()
-        found.append(normalise(scores) if normalise else scores)
-        where.append(classes[name])
+            scores = scores.double().cpu()
+            found.append(normalise(scores) if normalise else scores)
+    where = [classes[name] for name in layers]
     result = torch.zeros(len(channels.free), dtype=torch.float64)
     return result.scatter_reduce(
         0, torch.cat(where), torch.cat(found), REDUCTIONS[reduce], include_self=False
@@ -105,21 +104,16 @@ def _reads(module: Any) -> bool:
 
 
 def tied(channels: Channels) -> dict[tuple[str, ...], Tensor]:
-    """The removable classes, by the set of layers that make them."""
-    makers = channels.makers()
-    names = list(makers)
-    made = torch.zeros(len(channels.free), len(names), dtype=torch.bool)
-    for column, filters in enumerate(makers.values()):
-        made[filters, column] = True
-    free = channels.free.nonzero().flatten()
-    packed = np.ascontiguousarray(np.packbits(made[free].numpy(), axis=1))
-    rows = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()  # a whole row as one value
-    _, first, which = np.unique(rows, return_index=True, return_inverse=True)
-    sets = {}
-    for number in first.argsort():  # in the order in which the network makes them
-        members = free[torch.from_numpy(which == number)]
-        sets[tuple(names[column] for column in made[members[0]].nonzero().flatten().tolist())] = members
-    return sets
+    """The removable classes, by the set of layers that make them, in the order in which the network does."""
+    sets: list[tuple[str, ...]] = [()]
+    number = np.zeros(len(channels.free), dtype=int)  # of the set of layers that have made a class so far
+    for name, filters in channels.makers().items():
+        before, which = np.unique(number[filters.numpy()], return_inverse=True)
+        number[filters.numpy()] = len(sets) + which
+        sets += [(*sets[earlier], name) for earlier in before]
+    free = np.flatnonzero(channels.free)
+    found, first, which = np.unique(number[free], return_index=True, return_inverse=True)
+    return {sets[found[place]]: torch.from_numpy(free[which == place]) for place in first.argsort()}
 
 
 @dataclass(frozen=True)
@@ -177,30 +171,41 @@ def order(
             calls that uniform); ``"global"``: ranked across the network.
         most, exclude: see :func:`decide`.
     """
-    sets = tied(channels)
-    makers = channels.makers()
+    sets, makers, total = tied(channels), channels.makers(), len(channels.free)
     caps = _caps(makers, most, exclude)
-    if any(scores[members].isnan().any() for members in sets.values()):
+    if scores[channels.free].isnan().any():
         raise ValueError("scores hold NaN: such channels cannot be ranked")
-    ranked = {names: members[scores[members].argsort(stable=True)] for names, members in sets.items()}
+    worth = scores.numpy()
+    ranked = [members.numpy()[_ascending(worth[members.numpy()])] for members in sets.values()]
+    classes = np.concatenate(ranked)
     if selection.check_scope(scope) == "local":
-        shares = {n: (torch.arange(len(m), dtype=torch.float64) + 0.5) / len(m) for n, m in ranked.items()}
-        classes, keys = torch.cat(list(ranked.values())), torch.cat(list(shares.values()))
+        shares = np.concatenate([(np.arange(len(members)) + 0.5) / len(members) for members in ranked])
+        by_share = _ascending(shares)
+        classes, shares = classes[by_share], shares[by_share]
     else:
-        classes = torch.cat(list(ranked.values()))
-        classes = classes[scores[classes].argsort(stable=True)]
-        keys = (torch.arange(len(classes), dtype=torch.float64) + 0.5) / len(classes)
-    by_key = keys.argsort(stable=True)
-    classes, keys = classes[by_key], keys[by_key]
-    place = torch.full((len(channels.free),), len(classes))
-    place[classes] = torch.arange(len(classes))
-    stays = torch.zeros(len(channels.free), dtype=torch.bool)
-    for name, filters in makers.items():
+        classes = classes[_ascending(worth[classes])]
+        shares = (np.arange(len(classes)) + 0.5) / len(classes)
+    place = np.full(total, len(classes))
+    place[classes] = np.arange(len(classes))
+    stays = np.zeros(total, dtype=bool)
+    for name, made in makers.items():
+        filters = made.numpy()
         allowed = min(math.floor(caps[name] * len(filters) + 1e-9), len(filters) - 1)
-        stays[filters[place[filters].argsort(stable=True)[allowed:]]] = True
+        stays[filters[_ascending(place[filters])[allowed:]]] = True
     goes = ~stays[classes]
-    units = [int((makers[names[0]] == members[0]).sum()) for names, members in ranked.items()]
-    return Order(classes[goes], keys[goes], list(ranked.values()), units, len(channels.free))
+    units = [int((makers[names[0]] == members[0]).sum()) for names, members in sets.items()]
+    return Order(
+        torch.from_numpy(classes[goes]),
+        torch.from_numpy(shares[goes]),
+        [*map(torch.from_numpy, ranked)],
+        units,
+        total,
+    )
+
+
+def _ascending(values: np.ndarray) -> np.ndarray:
+    """Where each value stands in ascending order; equal ones stay in theirs."""
+    return values.argsort(kind="stable")
 
 
 def _caps(

@@ -4,6 +4,8 @@ full one computes when the removed channels are silenced (their outputs, after b
 from __future__ import annotations
 
 import copy
+import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -93,54 +95,57 @@ def rebuild(model: Network, channels: Channels, keep: Tensor) -> Network:
 
     What is cut away is never copied: each parameter's smaller version is put in its place before copying.
     """
-    kept = keep[channels.classes]  # by id
-    cut = _cutter(kept)
+    rows = _rows_that_stay(keep[channels.classes])
     modules = dict(model.named_modules(remove_duplicate=False))
     smaller: dict[int, Any] = {}  # what the copy has instead of the tensor with this id()
     for name, dimensions in channels.slices.items():
         owner, _, kind = name.rpartition(".")
         tensor = getattr(modules[owner], kind)
-        sliced = cut(tensor.detach(), dimensions)
+        sliced = _cut(tensor.detach(), dimensions, rows)
         if sliced.shape != tensor.shape:  # else the copy is made with the rest of the network
             parameter = isinstance(tensor, nn.Parameter)
             smaller[id(tensor)] = nn.Parameter(sliced, tensor.requires_grad) if parameter else sliced
     small = _copy(model, smaller)
     for (owner, attribute), ids in channels.counts.items():
-        setattr(smaller[id(modules[owner])], attribute, int(kept[ids].sum()))
+        setattr(smaller[id(modules[owner])], attribute, len(rows(ids)))
     for name, (front, back) in channels.pads.items():
         pad: Any = small.get_submodule(name)
-        pad.padding = (*pad.padding[:-2], int(kept[front].sum()), int(kept[back].sum()))
-    given = _fold_constants(model, small, channels, kept)
+        pad.padding = (*pad.padding[:-2], len(rows(front)), len(rows(back)))
+    given = _fold_constants(model, small, channels, keep[channels.classes])
     # Which of the original's filters are left: enough to build this network again from a full one (see
     # files.py).
     earlier: dict[str, list[int]] = pruning_record(model).get("kept", {})
     record: dict[str, list[int]] = {}
     for name, layer in channels.layers.items():
         if layer.makes:
-            rows = kept[layer.outputs].nonzero().flatten().tolist()
-            record[name] = [earlier[name][row] for row in rows] if name in earlier else rows
+            stay = rows(layer.outputs).tolist()
+            record[name] = [earlier[name][row] for row in stay] if name in earlier else stay
     biases = [*pruning_record(model).get("biases", []), *given]
     set_pruning_record(small, {"kept": record, "biases": biases})
     return small
 
 
-def _cutter(kept: Tensor) -> Callable[[Tensor, dict[int, Tensor]], Tensor]:
-    """A function of a tensor and the ids along its dimensions that takes the entries whose ids stay.
+Rows = Callable[[Tensor], Tensor]
+
+
+def _rows_that_stay(kept: Tensor) -> Rows:
+    """A function of a vector of ids that says at which places stand those that stay.
 
     Args:
         kept: ``(ids,)`` bool.
     """
-    places: dict[int, Tensor] = {}  # by id() of a vector of ids, of which there are far fewer than tensors
+    return functools.cache(lambda ids: kept[ids].nonzero().flatten())  # few vectors run along many tensors
 
-    def cut(tensor: Tensor, dimensions: dict[int, Tensor]) -> Tensor:
-        for dimension, ids in dimensions.items():
-            if id(ids) not in places:
-                places[id(ids)] = kept[ids].nonzero().flatten().to(tensor.device)
-            if len(places[id(ids)]) < len(ids):
-                tensor = tensor.index_select(dimension, places[id(ids)])
-        return tensor
 
-    return cut
+def _cut(tensor: Tensor, dimensions: dict[int, Tensor], rows: Rows) -> Tensor:
+    """The entries of a tensor whose ids, along each of ``dimensions``, stay."""
+    for dimension, ids in dimensions.items():
+        if len(rows(ids)) < len(ids):
+            tensor = tensor.index_select(dimension, rows(ids).to(tensor.device))
+    return tensor
+
+
+PLAIN = frozenset([bool, int, float, str, type(None)])
 
 
 def _copy(module: Any, known: dict[int, Any]) -> Any:
@@ -155,12 +160,10 @@ def _copy(module: Any, known: dict[int, Any]) -> Any:
             copied: Any = {name: _copy_tensor(tensor, known) for name, tensor in value.items()}
         elif key == "_modules":
             copied = {name: item if item is None else _copy(item, known) for name, item in value.items()}
-        elif isinstance(value, dict | set) and not value:
-            copied = type(value)()
-        elif isinstance(value, bool | int | float | str | None) or (
-            isinstance(value, tuple) and all(isinstance(item, int) for item in value)
-        ):
+        elif type(value) in PLAIN or (type(value) is tuple and PLAIN.issuperset(map(type, value))):
             copied = value
+        elif type(value) in (OrderedDict, dict, set) and not value:
+            copied = type(value)()
         else:
             copied = copy.deepcopy(value, known)
         result.__dict__[key] = copied
@@ -184,8 +187,10 @@ def _fold_constants(model: nn.Module, small: nn.Module, channels: Channels, kept
         The layers that had no bias and got one.
     """
     given = []
-    for name, layer in channels.layers.items():
-        constants = channels.constants[layer.inputs] * ~kept[layer.inputs]
+    sent = channels.constants * ~kept  # by id
+    layers = channels.layers if sent.any() else {}
+    for name, layer in layers.items():
+        constants = sent[layer.inputs]
         if layer.reads is None or not constants.any():
             continue
         full: Any = model.get_submodule(name)
@@ -216,7 +221,7 @@ def _rebind(
     """Give an optimiser the parameters of the smaller network, and cut what it remembers of each as they were
     cut.
     """
-    cut = _cutter(keep[channels.classes])
+    rows = _rows_that_stay(keep[channels.classes])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     now = dict(small.named_parameters())
     for group in optimiser.param_groups:
@@ -227,7 +232,7 @@ def _rebind(
             group["params"][place] = new = now.pop(name)
             state = optimiser.state.pop(old, {})
             optimiser.state[new] = {
-                key: cut(value, channels.slices.get(name, {})).clone()
+                key: _cut(value, channels.slices.get(name, {}), rows).clone()
                 if isinstance(value, Tensor) and value.shape == old.shape
                 else value
                 for key, value in state.items()

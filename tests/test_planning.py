@@ -171,7 +171,7 @@ def test_what_is_multiplied_outside_layers_counts():
     small = pl.prune(model, x, plan=plan)
     assert plan.totals["macs"] == [pl.metrics.macs(model, x), pl.metrics.macs(small, x)]
     assert (small.mix.out_features, small.down.out_features) == (8, 8) and small.up.out_features < 32
-    assert "node 'matmul'" in plan.pinned[0]
+    assert "matmul" in plan.pinned[0]
 
 
 def test_a_mask_and_a_gate_on_one_layer_both_go_into_its_weights():

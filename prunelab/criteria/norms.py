@@ -66,7 +66,7 @@ def l2(groups: Tensor) -> Tensor:
     Returns:
         ``(n,)``, higher = keep.
     """
-    return groups.square().sum(1).sqrt()
+    return torch.linalg.vector_norm(groups, dim=1)
 
 
 @criterion(family="norms", cite="he2023structured", section="criteria/norms")
