@@ -122,8 +122,8 @@ def _zipped(place: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _parts(name: str) -> list[str]:
-    """The folders of a path and its file. Names that are not UTF-8 are written out, and so stay different."""
-    text = name.encode(errors="backslashreplace").decode()
+    """The folders of a path and its file. What cannot be printed is written out, so names stay different."""
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
     return [part for part in PurePosixPath(text).parts if part not in ("..", "/")] or ["?"]
 
 

@@ -54,7 +54,7 @@ def write(out: Path, results: list[Result]) -> None:
 def file_name(student: str) -> str:
     """A name for a student's files that is safe everywhere, and different for different students."""
     safe = re.sub(r"[^A-Za-z0-9 ()-]+", "_", student).strip(" .")[:60]
-    return safe if safe == student else f"{safe}-{hashlib.sha256(student.encode()).hexdigest()[:8]}"
+    return safe if safe == student != "" else f"{safe}-{hashlib.sha256(student.encode()).hexdigest()[:8]}"
 
 
 def number(value: float) -> str:

@@ -366,8 +366,13 @@ def grade(
             store.forget()
 
         def finish(at_most: int) -> None:
-            while len(waiting) > at_most:
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            """Store what is there, and wait for more as long as more than ``at_most`` are under way."""
+            while waiting:
+                seconds = None if len(waiting) > at_most else 0
+                done = wait(waiting, timeout=seconds, return_when=FIRST_COMPLETED).done
+                if not done:
+                    return
+                for future in done:
                     student, lab, key = waiting.pop(future)
                     try:
                         store.put(key, future.result())

@@ -91,9 +91,13 @@ def filter_norms(weight):
 
 
 def sample_class() -> dict[str, tuple[bytes, float]]:
-    """Eight students: what each handed in, and the points that it deserves, counted by hand."""
+    """Eight students: what each handed in, and the points that it deserves, counted by hand.
+
+    Ben gets 3 for ``sparsity``, 3 for ``filter_norms`` (all but the linear layer), 1 for ``smallest_mask``
+    (the example).
+    """
     wrong = {
-        "sparsity": "def sparsity(weight):\n    return (weight != 0).float().mean().item()\n",
+        "sparsity": "def sparsity(weight):\n    return (weight == 0).float().sum().item()\n",
         "filter_norms": "def filter_norms(weight):\n    return weight.flatten(1).norm(dim=1)\n",
         "smallest_mask": "def smallest_mask(weight, amount):\n    return weight\n",
         "dense_layers": "def dense_layers(layers, most):\n    return layers\n",
@@ -103,7 +107,7 @@ def sample_class() -> dict[str, tuple[bytes, float]]:
     nothing = dict.fromkeys(("sparsity", "filter_norms", "smallest_mask", "dense_layers"))
     return {
         "Ada perfect": (stored(notebook(filter_norms=NOISY)), 12),
-        "Ben partial": (stored(notebook(filter_norms=PARTIAL, smallest_mask=NEARLY, dense_layers=None)), 5),
+        "Ben partial": (stored(notebook(filter_norms=PARTIAL, smallest_mask=NEARLY, dense_layers=None)), 7),
         "Cem wrong": (stored(notebook(**wrong)), 0),
         "Dee empty": (stored(notebook(**nothing)), 0),
         "Eli crashed": (stored(notebook(smallest_mask=crashed)), 9),

@@ -148,13 +148,13 @@ def test_a_damaged_entry_and_a_locked_one(tmp_path):
 
 
 def test_names_that_are_no_text_stay_apart(tmp_path):
-    for name in (b"x\xff", b"x\xfe"):
+    for name in (b"x\xff", b"x\xfe", b"x\x1b[31m", "x\u202e".encode()):
         folder = os.path.join(os.fsencode(tmp_path), name)
         os.mkdir(folder)
         with open(os.path.join(folder, b"small-lab.ipynb"), "wb") as file:
             file.write(name)
     read = found(tmp_path)
-    assert len(read) == 2
+    assert len(read) == 4 and all(student.isprintable() for student in read)
     json.dumps(list(read)).encode()
 
 
