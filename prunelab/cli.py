@@ -1,4 +1,4 @@
-"""The command line: ``prunelab data | train | methods | sweep``."""
+"""The command line: ``prunelab data | train | methods | sweep | release | grade``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 
 import prunelab
 from prunelab import data, experiments, files, metrics, models, registry, results, training
+from prunelab.grading import command as grading
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--export", choices=("csv", "json"), help="only write out the results that are there"
     )
     command.set_defaults(run=_sweep)
+
+    grading.add(commands, _add)
 
     options = parser.parse_args(arguments)
     try:
