@@ -1,0 +1,160 @@
+"""How small without a loss: a trained network is pruned gradually and learns from what it was.
+
+    python benchmarks/flagship.py resnet20
+    python benchmarks/flagship.py resnet56
+    python benchmarks/flagship.py vgg16
+
+Everything that the course teaches, put together: a criterion that looks at data, taken globally and
+physically; several rounds, each of which removes a part and trains a little; the dense network as a teacher
+all the while; and a long training at the end. CIFAR-10. Settings are chosen on validation pictures; the test
+pictures are read once, at the end, for the dense and for the pruned network. Every training is stored after
+every epoch: stopped, the same command continues. Results go to results/flagship.json, a row for each network
+and seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import prunelab as pl
+from prunelab.basics import processor, whole_file
+from prunelab.training import Distillation
+
+RESULTS = Path(__file__).parents[1] / "results" / "flagship.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one network is pruned.
+
+    Attributes:
+        flops: share of the dense network's FLOPs that is kept in the end.
+        most_lost: how many points of accuracy may be lost.
+        criterion, scope, most: as in :func:`prunelab.prune`; measured on 1,024 training pictures.
+        rounds: prunings, each by the same factor.
+        round_epochs, epochs: training after each pruning but the last, and in the end.
+        lr, round_lr, weight_decay: of :func:`prunelab.fit`.
+        temperature, strength: of :class:`prunelab.training.Distillation`.
+    """
+
+    flops: float
+    most_lost: float
+    criterion: str = "taylor_gate"
+    scope: str = "global"
+    most: float = 0.8
+    rounds: int = 4
+    round_epochs: int = 2
+    epochs: int = 30
+    round_lr: float = 0.03
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    temperature: float = 4.0
+    strength: float = 1.0
+
+
+NETWORKS = {
+    "resnet20": Settings(flops=0.46, most_lost=0.009),
+    "resnet56": Settings(flops=1 / 2.1, most_lost=0.0),
+    "vgg16": Settings(flops=0.35, most_lost=0.003),
+}
+WIDTH = {"vgg16": 0.25}
+
+
+def pruned(
+    name: str,
+    teacher: nn.Module,
+    data: pl.data.Data,
+    settings: Settings,
+    seed: int,
+    folder: Path,
+    precision: str,
+) -> nn.Module:
+    """``teacher``, pruned in rounds and trained."""
+    dense, small = pl.metrics.flops(teacher, data.example), teacher
+    for number in range(1, settings.rounds + 1):
+        wanted = settings.flops ** (number / settings.rounds) * dense
+        small = pl.prune(
+            small,
+            data.example,
+            criterion=settings.criterion,
+            flops=wanted / pl.metrics.flops(small, data.example),
+            scope=settings.scope,
+            most=settings.most,
+            data=data.train.subset(1024),
+        )
+        last = number == settings.rounds
+        pl.fit(
+            small,
+            data,
+            settings.epochs if last else settings.round_epochs,
+            lr=settings.lr if last else settings.round_lr,
+            weight_decay=settings.weight_decay,
+            callbacks=[Distillation(teacher, settings.temperature, settings.strength)],
+            checkpoint=folder / f"flagship-{name}-{seed}-{number}.pt",
+            precision=precision,
+            seed=seed,
+        )
+    return small
+
+
+def measured(model: nn.Module, data: pl.data.Data) -> dict:
+    return {
+        "parameters": pl.metrics.parameters(model),
+        "flops": pl.metrics.flops(model, data.example),
+        "validation_accuracy": pl.evaluate(model, data.validation).accuracy,
+        "test_accuracy": pl.evaluate(model, data.test).accuracy,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where unfinished trainings are kept")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    data, settings = pl.data.load("cifar10"), NETWORKS[options.network]
+    width = {"width": WIDTH[options.network]} if options.network in WIDTH else {}
+    teacher = getattr(pl.models, options.network)(weights="cifar10", **width).eval()
+    torch.manual_seed(options.seed)
+    small = pruned(options.network, teacher, data, settings, options.seed, options.runs, options.precision)
+    row = {
+        "command": " ".join(["python benchmarks/flagship.py", *sys.argv[1:]]),
+        "network": options.network,
+        **width,
+        "seed": options.seed,
+        "data": data.source.removeprefix("data: "),
+        "settings": asdict(settings),
+        "precision": options.precision,
+        "machine": {"processor": processor(), "threads": options.threads},
+        "versions": {"prunelab": pl.__version__, "torch": torch.__version__.split("+")[0]},
+        "dense": measured(teacher, data),
+        "pruned": measured(small, data),
+    }
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    rows = [old for old in rows if (old["network"], old["seed"]) != (row["network"], row["seed"])] + [row]
+    with whole_file(RESULTS) as partial:
+        partial.write_text(json.dumps(rows, indent=1) + "\n")
+    before, after = row["dense"], row["pruned"]
+    drop = 100 * (before["test_accuracy"] - after["test_accuracy"])
+    print(
+        f"{options.network}: {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%} "
+        f"(drop {drop:.2f} points, allowed {100 * settings.most_lost:.1f}) "
+        f"at {1 - after['flops'] / before['flops']:.1%} fewer FLOPs"
+    )
+
+
+if __name__ == "__main__":
+    main()
