@@ -7,7 +7,7 @@ VENV   := .venv/bin/python
 # Kernels are those of .venv, whatever else is registered on this machine.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup book test lab lint format clean
+.PHONY: help setup book test lab results lint format clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -24,6 +24,12 @@ test: setup ## run every test: units, labs, the strict book build, the pages in 
 
 lab: setup ## open JupyterLab on the labs
 	@$(VENV) -m jupyterlab labs $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# The stored results of all sweeps are in results/sweeps; each file there says what it costs to make them anew.
+results: setup ## run a small sweep from scratch, and compare it with the stored one
+	@mkdir -p _build && rm -f _build/results.sqlite*
+	@$(VENV) -m prunelab sweep results/sweeps/small.toml --out _build/results.sqlite
+	@$(VENV) -m prunelab sweep results/sweeps/small.toml --out _build/results.sqlite --compare results/sweeps/small.json
 
 lint: setup ## check format, style and types
 	@$(VENV) -m ruff format --check . && $(VENV) -m ruff check . && $(VENV) -m mypy

@@ -1,4 +1,4 @@
-"""The command line: ``prunelab data | train | methods | sweep | release | grade``."""
+"""The command line: ``prunelab data | train | methods | sweep``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import re
+import statistics
 import sys
 from collections import Counter
 from contextlib import closing
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 import prunelab
-from prunelab import data, experiments, files, metrics, models, registry, results, training
-from prunelab.grading import command as grading
+from prunelab import data, experiments, files, metrics, models, plots, ranking, registry, results, training
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,9 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
     instead.add_argument(
         "--export", choices=("csv", "json"), help="only write out the results that are there"
     )
+    instead.add_argument("--plot", type=Path, metavar="PICTURE", help="only draw the results that are there")
+    instead.add_argument(
+        "--compare",
+        type=Path,
+        metavar="STORED",
+        help="only hold the results that are there against those of an earlier --export json",
+    )
     command.set_defaults(run=_sweep)
-
-    grading.add(commands, _add)
 
     options = parser.parse_args(arguments)
     try:
@@ -196,14 +202,8 @@ def _methods(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     described = experiments.read(options.file)
-    if options.status or options.export:
-        if not options.out.exists():
-            raise ValueError(f"--out {options.out}: there is no such file, so nothing was done yet")
-        with closing(results.Store(options.out)) as store:
-            keys = [results.key(one, prunelab.__version__) for one in described.configurations]
-            rows = list(store.rows(keys).values())
-            print(_status(described, rows, store) if options.status else _export(options, described, rows))
-        return 0
+    if options.status or options.export or options.plot or options.compare:
+        return _look(options, described)
     counted = experiments.sweep(
         described.configurations,
         options.out,
@@ -216,6 +216,59 @@ def _sweep(options: argparse.Namespace) -> int:
     if counted["failed"]:
         print("see why with --status, and try those again with --retry-failed")
     return 1 if counted["failed"] else 0
+
+
+def _look(options: argparse.Namespace, described: experiments.Sweep) -> int:
+    """Show the results that are there."""
+    if not options.out.exists():
+        raise ValueError(f"--out {options.out}: there is no such file, so nothing was done yet")
+    with closing(results.Store(options.out)) as store:
+        keys = [results.key(one, prunelab.__version__) for one in described.configurations]
+        rows = list(store.rows(keys).values())
+        if options.status:
+            print(_status(described, rows, store))
+            return 0
+    command = f"prunelab sweep {options.file.as_posix()}"
+    about = {"sweep": described.name, "about": described.about, "command": command}
+    done = [row for row in rows if row.state == "done"]
+    text = results.to_json(done, **about, versions={"prunelab": prunelab.__version__})
+    if options.export:
+        print(text if options.export == "json" else results.to_csv(done), end="")
+        return 0
+    if not done:
+        raise ValueError(f"{described.name}: no run is done yet")
+    runs = results.from_json(text)["runs"]
+    if options.plot:
+        _draw(ranking.tables(runs)).savefig(options.plot)
+        return 0
+    stored = results.from_json(options.compare.read_text())["runs"]
+    differences = ranking.compare(stored, runs)
+    print(f"{'method':<40} {'stored':>8} {'now':>8} {'allowed difference':>20}")
+    for one in differences:
+        name = ", ".join(filter(None, (one.method, one.setting)))
+        verdict = "" if one.agrees else "  DIFFERS"
+        print(f"{name:<40} {one.stored:>8.2%} {one.fresh:>8.2%} {100 * one.allowed:>13.2f} points{verdict}")
+    agree = sum(one.agrees for one in differences)
+    print(
+        f"accuracy of {agree} of {len(differences)} methods is what it was, within the spread over the seeds"
+    )
+    return 0 if agree == len(differences) else 1
+
+
+def _draw(tables: dict[str, dict[str, list[float]]]) -> Figure:
+    """A panel for each setting; bars that do not overlap differ (Tukey's honestly significant difference)."""
+    shown = {setting: table for setting, table in tables.items() if len(table) > 1}
+    if not shown:
+        raise ValueError("--plot: there is no setting with two methods to compare")
+    height = 1.2 + 0.16 * max(map(len, shown.values()))
+    figure, axes = plots.panels(len(shown), height=height, squeeze=False)
+    for ax, (setting, table) in zip(axes[0], shown.items()):
+        repeats = max(map(len, table.values()))
+        whole = {name: values for name, values in table.items() if len(values) == repeats}
+        margin = ranking.honest_difference(whole) if repeats > 1 and len(whole) > 1 else 0.0
+        means = {name: statistics.mean(values) for name, values in whole.items()}
+        plots.ranking(means, margin, ax=ax, title=setting)
+    return figure
 
 
 def _status(described: experiments.Sweep, rows: list[results.Row], store: results.Store) -> str:
@@ -233,16 +286,6 @@ def _status(described: experiments.Sweep, rows: list[results.Row], store: result
         if row.error is not None:
             lines += ["", json.dumps(row.configuration), row.error.rstrip()]
     return "\n".join(lines)
-
-
-def _export(options: argparse.Namespace, described: experiments.Sweep, rows: list[results.Row]) -> str:
-    done = [row for row in rows if row.state == "done"]
-    if options.export == "csv":
-        return results.to_csv(done).rstrip("\n")
-    command = f"prunelab sweep {options.file.as_posix()}"
-    about = {"sweep": described.name, "about": described.about, "command": command}
-    versions = {"prunelab": prunelab.__version__}
-    return results.to_json(done, **about, versions=versions).rstrip("\n")
 
 
 def _in_words(summary: str) -> str:

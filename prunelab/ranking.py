@@ -1,4 +1,5 @@
-"""Which differences are real: means, spreads and ranks of methods that were run several times.
+"""Which differences are real: means, spreads and ranks of methods that were run several times, as by a
+sweep.
 
 A **table** holds the results of each method, ``{"l1": [0.81, 0.80, …], "random": […]}``, in which the same
 place of every list was measured under the same conditions (the same amount and seed): a *block*. Two ways of
@@ -15,10 +16,16 @@ were measured, however many seeds there are.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from prunelab.results import flat
 
 Table = Mapping[str, Sequence[float]]
 
@@ -96,6 +103,104 @@ def honest_difference(table: Table, alpha: float = 0.05) -> float:
     methods, repeats = _array(table).shape
     quantile = stats.studentized_range.ppf(1 - alpha, methods, methods * (repeats - 1))
     return float(quantile * spread(table) / math.sqrt(repeats))
+
+
+# ------------------------------------------------------------------------------------- runs of a sweep
+
+
+def tables(runs: Iterable[Mapping[str, Any]], measure: str = "accuracy") -> dict[str, dict[str, list[float]]]:
+    """Sort the runs of a sweep into tables, one for each setting: ``{"prune.flops=0.5": {"l1": [...]}}``.
+
+    A setting is a number, such as an amount, that was varied while all else stayed the same. Methods are
+    called by the words that tell them apart; what no word tells apart, also by its numbers. Repetitions, in
+    the order of their seeds, are the blocks.
+
+    Args:
+        runs: as ``prunelab.results.from_json(...)["runs"]``.
+        measure: what to compare, an entry of the results. Runs without it are left out.
+    """
+    rows = [(flat(one["configuration"]), flat(one["result"])) for one in runs]
+    seeds = [row.pop("seed", 0) for row, _ in rows]
+    varied = [name for name in dict.fromkeys(n for row, _ in rows for n in row)
+              if len({json.dumps(row.get(name)) for row, _ in rows}) > 1]  # fmt: skip
+
+    def without(row: dict[str, Any], name: str) -> str:
+        return json.dumps({key: value for key, value in row.items() if key != name}, sort_keys=True)
+
+    settings = []
+    for name in varied:
+        values = defaultdict(set)
+        for row, _ in rows:
+            if isinstance(row.get(name), int | float) and not isinstance(row[name], bool):
+                values[without(row, name)].add(row[name])
+        if any(len(found) > 1 for found in values.values()):
+            settings.append(name)
+    method = [name for name in varied if name not in settings]
+    labels: dict[str, str] = {}  # of each method, told apart by everything that varies but settings
+    for row, _ in rows:
+        known = {name: row[name] for name in method if name in row}
+        words = [value for value in known.values() if isinstance(value, str)]
+        label = ", ".join(words) or "dense"
+        identity = json.dumps(known)
+        if label in labels.values() and identity not in labels:
+            label = ", ".join(v if isinstance(v, str) else f"{name}={v}" for name, v in known.items())
+        labels.setdefault(identity, label)
+    result: dict[str, dict[str, list[float]]] = {}
+    for _, (row, outcome) in sorted(zip(seeds, rows), key=lambda pair: pair[0]):
+        if measure in outcome:
+            setting = ", ".join(f"{name}={row[name]:g}" for name in settings if name in row)
+            label = labels[json.dumps({name: row[name] for name in method if name in row})]
+            result.setdefault(setting, {}).setdefault(label, []).append(outcome[measure])
+    return result
+
+
+class Difference(NamedTuple):
+    """One method in two sweeps: the means over the seeds, and how far they may lie apart by chance."""
+
+    setting: str
+    method: str
+    stored: float
+    fresh: float
+    allowed: float
+
+    @property
+    def agrees(self) -> bool:
+        return abs(self.stored - self.fresh) <= self.allowed
+
+
+ERRORS = 4.0  # standard errors of a difference: beyond them, one in ten thousand lies by chance
+
+
+def compare(
+    stored: Iterable[Mapping[str, Any]], fresh: Iterable[Mapping[str, Any]], measure: str = "accuracy"
+) -> list[Difference]:
+    r"""Whether a sweep that was run again comes to what it came to before.
+
+    Another machine adds up in another order, which training amplifies as it does another seed. So two means
+    over :math:`n` and :math:`m` seeds may differ by :data:`ERRORS` times :math:`s \sqrt{1/n + 1/m}`, where
+    :math:`s` is the spread over the seeds: the method's own or that of all methods in its setting, whichever
+    is larger, in the stored results.
+
+    Raises:
+        ValueError: a run that one of them has and the other has not.
+    """
+    stored, fresh = list(stored), list(fresh)
+    missing = {json.dumps(one["configuration"], sort_keys=True) for one in stored} ^ {
+        json.dumps(one["configuration"], sort_keys=True) for one in fresh
+    }
+    if missing:
+        raise ValueError(f"{len(missing)} runs are only in one of both, such as {min(missing)}")
+    before, now = tables(stored, measure), tables(fresh, measure)
+    result = []
+    for setting, table in before.items():
+        spreads = {name: statistics.stdev(values) for name, values in table.items() if len(values) > 1}
+        pooled = math.sqrt(statistics.mean(s**2 for s in spreads.values())) if spreads else 0.0
+        for name, values in table.items():
+            again = now[setting][name]
+            error = max(pooled, spreads.get(name, 0.0)) * math.sqrt(1 / len(values) + 1 / len(again))
+            means = statistics.mean(values), statistics.mean(again)
+            result.append(Difference(setting, name, *means, ERRORS * error))
+    return result
 
 
 def _array(table: Table) -> np.ndarray:

@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,18 +75,19 @@ class Row:
     def flat(self) -> dict[str, Any]:
         """Configuration and result in one level, for tables: ``{"prune.criterion": "l1", "accuracy": …}``."""
         return {
-            **_flat(self.configuration),
-            **_flat(self.result),
+            **flat(self.configuration),
+            **flat(self.result),
             "seconds": self.seconds,
             "version": self.version,
         }
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One level of a nested mapping, its keys joined by dots."""
     result: dict[str, Any] = {}
     for name, value in nested.items():
-        if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
         else:
             result[f"{prefix}{name}"] = value
     return result

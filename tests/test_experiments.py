@@ -561,11 +561,40 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert exported["runs"] == [{"configuration": first, "result": {"accuracy": 0.5}, "seconds": 1.0}]
     assert exported["command"].startswith("prunelab sweep ") and exported["versions"]["prunelab"] == VERSION
 
+    assert cli.main([*words, "--plot", str(tmp_path / "r.png")]) == 1
+    assert "no setting with two methods to compare" in capsys.readouterr().err
+
     assert cli.main(words) == 1
     assert "1 runs done, 1 failed" in capsys.readouterr().out
     path.write_text("network = 'resnet'")
     assert cli.main(words) == 1
     assert "network='resnet': did you mean 'resnet" in capsys.readouterr().err
+
+
+def test_compare_and_plot(tmp_path, capsys):
+    path = written(tmp_path, FILE + "prune.criterion = ['l1', 'l2']\n")
+    out, picture = tmp_path / "r.sqlite", tmp_path / "r.svg"
+    words = ["sweep", str(path), "--out", str(out)]
+    store = Store(out)
+    for number, one in enumerate(read(path).configurations):
+        store.claim(one, VERSION)
+        store.record(results.key(one, VERSION), result={"accuracy": 0.5 + number / 100}, seconds=1.0)
+    cli.main([*words, "--export", "json"])
+    stored = tmp_path / "stored.json"
+    stored.write_text(capsys.readouterr().out)
+    assert cli.main([*words, "--compare", str(stored)]) == 0
+    shown = capsys.readouterr().out
+    assert "l1" in shown and "accuracy of 2 of 2 methods is what it was" in shown and "DIFFERS" not in shown
+    changed = results.from_json(stored.read_text())
+    changed["runs"][0]["result"]["accuracy"] += 0.3  # the first of the two seeds of l1
+    stored.write_text(json.dumps(changed))
+    assert cli.main([*words, "--compare", str(stored)]) == 0  # so large a spread allows much
+    changed["runs"][2]["result"]["accuracy"] += 0.3
+    stored.write_text(json.dumps(changed))
+    assert cli.main([*words, "--compare", str(stored)]) == 1
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "DIFFERS" in line] == ["l1"]
+    assert cli.main([*words, "--plot", str(picture)]) == 0
+    assert "<svg" in picture.read_text()
 
 
 def test_as_a_program(tmp_path):

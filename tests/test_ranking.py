@@ -87,3 +87,57 @@ def test_tables_that_cannot_be(table, message):
             function(table)
     with pytest.raises(ValueError, match="a spread needs at least two"):
         ranking.spread({"a": [1.0], "b": [2.0]})
+
+
+# ------------------------------------------------------------------------------------- runs of a sweep
+
+
+def ran(accuracy, seed=0, **configuration):
+    return {
+        "configuration": {"network": "x", "seed": seed, **configuration},
+        "result": {"accuracy": accuracy},
+    }
+
+
+def test_runs_are_sorted_into_a_table_for_each_setting():
+    runs = [
+        ran(0.9),
+        *(
+            ran(flops + seed / 100 + (name == "l2") / 1000, seed, prune={"criterion": name, "flops": flops})
+            for name in ("l1", "l2")
+            for flops in (0.3, 0.5)
+            for seed in (1, 0)
+        ),
+        # What no word tells apart is told apart by its numbers; a number that came with a word is no setting.
+        ran(0.1, prune={"criterion": "l1", "flops": 0.5}, calibration=64),
+        ran(0.2, regularise={"name": "gates", "strength": 0.1}, prune={"criterion": "l1", "flops": 0.5}),
+    ]
+    assert ranking.tables(runs) == {
+        "": {"dense": [0.9]},
+        "prune.flops=0.3": {"l1": pytest.approx([0.3, 0.31]), "l2": pytest.approx([0.301, 0.311])},
+        "prune.flops=0.5": {
+            "l1": pytest.approx([0.5, 0.51]),
+            "l2": pytest.approx([0.501, 0.511]),
+            "l1, calibration=64": [0.1],
+            "l1, gates": [0.2],
+        },
+    }
+    assert ranking.tables(runs, "size") == {}
+
+
+def changed(runs, by):
+    return [{**one, "result": {"accuracy": one["result"]["accuracy"] + by}} for one in runs]
+
+
+def test_sweeps_agree_within_the_spread_over_the_seeds():
+    stored = [ran(value, seed, prune={"criterion": "l1"}) for seed, value in enumerate((0.50, 0.52, 0.54))]
+    stored += [ran(value, seed, prune={"criterion": "l2"}) for seed, value in enumerate((0.60, 0.60, 0.66))]
+    first, second = ranking.compare(stored, changed(stored, 0.08))
+    # Standard deviations 0.02 and sqrt(0.0012): pooled sqrt(0.0008); the second's own is larger.
+    assert first.allowed == pytest.approx(4 * math.sqrt(0.0008 * 2 / 3))
+    assert second.allowed == pytest.approx(4 * math.sqrt(0.0012 * 2 / 3))
+    assert (first.method, first.stored, first.fresh) == ("l1", pytest.approx(0.52), pytest.approx(0.60))
+    assert first.agrees and second.agrees
+    assert not any(one.agrees for one in ranking.compare(stored, changed(stored, -0.2)))
+    with pytest.raises(ValueError, match="1 runs are only in one of both, such as .*l1"):
+        ranking.compare(stored, stored[1:])
