@@ -36,7 +36,7 @@ Granularity = str | Callable[..., Tensor] | Method
 
 @register("granularity", family="unstructured", section="granularity/unstructured", cite="han2015learning")
 def weight(w: Tensor) -> Tensor:
-    """Each weight on its own: unstructured sparsity. ``o i h w -> (o i h w) 1``."""
+    """Each weight on its own: unstructured sparsity (Han et al., 2015). ``o i h w -> (o i h w) 1``."""
     return rearrange(w, "o i h w -> (o i h w) 1")
 
 
@@ -54,13 +54,13 @@ def column(w: Tensor) -> Tensor:
 
 @register("granularity", family="inside filters", section="granularity/kernel", cite="mao2017exploring")
 def kernel(w: Tensor) -> Tensor:
-    """The 2-d slice that connects one input channel to one filter. ``o i h w -> (o i) (h w)``."""
+    """The 2-d slice of a filter that reads one channel (Mao et al., 2017). ``o i h w -> (o i) (h w)``."""
     return rearrange(w, "o i h w -> (o i) (h w)")
 
 
 @register("granularity", family="structured", section="granularity/filter", cite="li2017pruning")
 def filter(w: Tensor) -> Tensor:
-    """One output unit: all weights that make one feature map. ``o i h w -> o (i h w)``."""
+    """One output unit: all weights that make one feature map (Li et al., 2017). ``o i h w -> o (i h w)``."""
     return rearrange(w, "o i h w -> o (i h w)")
 
 
@@ -72,7 +72,8 @@ def filter(w: Tensor) -> Tensor:
     needs=("conv_groups",),
 )
 def channel(w: Tensor, conv_groups: int) -> Tensor:
-    """Shared kernels: what all filters do with one input channel. ``(g o) i h w -> (g i) (o h w)``.
+    """Shared kernels: what all filters do with one input channel (He et al., 2017).
+    ``(g o) i h w -> (g i) (o h w)``.
 
     ``g`` is ``conv_groups``, the number of groups of a grouped convolution, where only the filters of one
     group see a channel; otherwise it is 1.

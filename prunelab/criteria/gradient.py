@@ -8,12 +8,12 @@ from prunelab.criteria import criterion
 from prunelab.criteria.activation import l2_per_layer
 
 
-@criterion(family="gradient", cite="molchanov2017pruning", section="criteria/gradient", needs=("gradients",))
+@criterion(family="gradient", cite="evci2020rigging", section="criteria/gradient", needs=("gradients",))
 def gradient(groups: Tensor, gradients: Tensor) -> Tensor:
     r"""Size of the loss gradient: :math:`s_j = \sum_k \left| \partial L / \partial w_{jk} \right|`.
 
     How fast the loss would change, not by how much: a large gradient on a weight that is already zero still
-    scores high.
+    scores high. RigL (Evci et al., 2020) chooses by it which weights *return*.
 
     Args:
         groups: ``(n, d)``, one row per group.

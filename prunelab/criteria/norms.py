@@ -10,7 +10,7 @@ from prunelab.criteria import criterion, finite
 
 @criterion(family="norms", cite="blalock2020state", section="criteria/beside-random", needs=("generator",))
 def random(groups: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform random scores: the control that every other criterion has to beat.
+    """Uniform random scores: the control that every other criterion has to beat (Blalock et al., 2020).
 
     Args:
         groups: ``(n, d)``, one row per group; only its shape matters.
