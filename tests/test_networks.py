@@ -81,9 +81,8 @@ def test_of_a_transformer_the_insides_of_its_mlps_are_pruned_and_the_rest_stays(
     channels = trace(model, x[:1])
     free = {name for name, made in channels.makers().items() if channels.free[made].any()}
     assert free == {f"encoder.layers.encoder_layer_{i}.mlp.0" for i in range(2)}
-    assert {"a LayerNorm needs all of them", "the operation needs all of them"} >= {
-        pin.reason for pin in channels.pins if "encoder" in pin.node
-    }
+    reasons = {pin.reason for pin in channels.pins}
+    assert {"a LayerNorm needs all of them", "the operation needs all of them"} <= reasons
     small = pl.prune(model, x[:1], amount=0.5)
     with torch.no_grad(), silenced(model, channels, pruning_record(small)["kept"]):
         expected = model(x)
