@@ -13,7 +13,7 @@ from prunelab.grading import check, exercise, worker
 PLAIN = [
     None, True, 3, -2.5, "text", "\ud800", [], {}, [1, [2, {"a": 3}]],
     torch.arange(6).view(2, 3), torch.tensor(1.5), torch.zeros(0, 4), torch.tensor([True, False]),
-    torch.rand(3, 2, dtype=torch.float16), np.arange(4, dtype=np.int8), np.float64(2.5), np.int64(7),
+    torch.arange(6).view(3, 2).half() / 7, np.arange(4, dtype=np.int8), np.float64(2.5), np.int64(7),
     {"layers": [torch.ones(2), np.zeros((1, 2))]},
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ def same(one, other):
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-@pytest.mark.parametrize("value", PLAIN, ids=repr)
+@pytest.mark.parametrize("value", PLAIN)
 def test_plain_values_arrive_as_they_were_sent(value):
     tree, numbers = worker.encode(value)
     assert same(value, worker.decode(json.loads(json.dumps(tree)), numbers))
@@ -138,7 +138,6 @@ def test_right_answers(answer, expected):
         (T([1.0]), T([float("nan")])), (T([float("inf")]), T([1.0])), (T([1.0]), T([float("inf")])),
         (T([]), T([1.0])), (T([False]), T([True])),
     ],
-    ids=repr,
 )  # fmt: skip
 def test_wrong_answers(answer, expected):
     assert check.difference(answer, expected, 1e-5) != ""
