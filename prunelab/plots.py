@@ -288,7 +288,7 @@ def contours(
     heights = _array("values", values(grid), 1, "(n,)")
     if len(heights) != len(grid):
         raise ValueError(f"values returned {len(heights)} numbers for {len(grid)} points")
-    ax.contour(axis, axis, heights.reshape(201, 201).T, levels, cmap="cividis", linewidths=1)
+    ax.contour(axis, axis, heights.reshape(201, 201).T, levels, colors="dimgrey", linewidths=1)
     for j, (name, path) in enumerate((paths or {}).items()):
         look: dict[str, Any] = {"color": COLOURS[j % 7], "marker": MARKERS[j % 7], "linestyle": DASHES[j % 7]}
         ax.plot(*zip(*path, strict=True), label=name, **look)
