@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from prunelab import selection
 from prunelab.basics import Network, whole_file
@@ -147,7 +148,7 @@ def _prune_and_train(trainings: _Trainings, model: nn.Module, rounds: int) -> Re
     given = trainings.given
     amount, physical = given["amount"], given["physical"]
     if amount is not None:
-        selection.check_amount(amount)
+        _check_amount(amount)
     elif physical:
         amount = 0.5
     _check_count("rounds", rounds)
@@ -189,7 +190,7 @@ def network_slimming(
         amount: share of the removable channels to cut out.
     """
     trainings = _Trainings("network_slimming", locals())
-    selection.check_amount(amount)
+    _check_amount(amount)
     wide = copy.deepcopy(model)
     trainings.train("with sparse scales", wide, [BatchNormL1(strength)])
     small = prune(wide, data.example, criterion="bn_scale", amount=amount, scope="global", seed=seed)
@@ -230,16 +231,16 @@ def gradual(
     attach_masks(sparse)
     follow = Gradual(
         schedule,
-        amount,
+        _check_amount(amount),
         granularity=granularity,
         criterion=criterion,
         scope=scope,
-        data=data.train,
         every=every,
         start=start,
         end=end,
         seed=seed,
     )
+    follow.check(sparse)
     trainings.train("training", sparse, [follow])
     return Result(sparse, trainings.histories)
 
@@ -267,7 +268,7 @@ def dense_sparse_dense(
         lr: highest learning rate of the first two trainings.
     """
     trainings = _Trainings("dense_sparse_dense", locals())
-    selection.check_amount(amount)
+    _check_amount(amount)
     model = copy.deepcopy(model)
     trainings.train("dense", model, lr=lr)
     model = sparsify(model, granularity="weight", criterion="l1", amount=amount, scope="local")
@@ -305,7 +306,7 @@ def soft_filter_pruning(
 
 class _ZeroFilters(Callback):
     def __init__(self, amount: float):
-        self.amount = selection.check_amount(amount)
+        self.amount = _check_amount(amount)
 
     @torch.no_grad()
     def after_epoch(self, run: Run) -> None:
@@ -351,7 +352,8 @@ def lottery_ticket(
             as many others of each layer removed.
     """
     trainings = _Trainings("lottery_ticket", locals())
-    left = 1 - selection.check_amount(amount)
+    left = 1 - _check_amount(amount)
+    selection.check_scope(scope)
     _check_count("rounds", rounds)
     if not 0 <= rewind < epochs:
         raise ValueError(f"rewind={rewind}: must be an epoch of the training, 0 to {epochs - 1}")
@@ -458,12 +460,12 @@ def synflow(
         rounds: :math:`n`.
     """
     trainings = _Trainings("synflow", locals())
-    left = 1 - selection.check_amount(amount)
+    left = 1 - _check_amount(amount)
     _check_count("rounds", rounds)
     sparse = copy.deepcopy(model)
     attach_masks(sparse)
     one = data.train.subset(1)  # only for its shape: SynFlow looks at no data
-    for number in range(1, rounds + 1):
+    for number in tqdm(range(1, rounds + 1), desc="synflow", leave=False, delay=2, disable=not progress):
         gone = 1 - left ** (number / rounds)
         keep = new_masks(
             sparse, granularity="weight", criterion="synflow", amount=gone, scope="global", data=one
@@ -673,7 +675,7 @@ def erdos_renyi(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str,
 
 def _sparse_start(model: Network, amount: float, distribution: str, seed: int) -> Network:
     """A copy with random masks."""
-    density = 1 - selection.check_amount(amount)
+    density = 1 - _check_amount(amount)
     sparse = copy.deepcopy(model)
     attach_masks(sparse)
     shapes = {name: tuple(mask.shape) for name, mask in masks(sparse).items()}
@@ -780,6 +782,13 @@ def _fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _check_amount(amount: float) -> float:
+    """``amount``, if it leaves something to train."""
+    if selection.check_amount(amount) == 1:
+        raise ValueError("amount=1: nothing would be left to train; take less")
+    return amount
 
 
 def _check_count(name: str, value: int) -> None:

@@ -18,7 +18,7 @@ from prunelab.criteria import Criterion
 from prunelab.evidence import Batches
 from prunelab.granularity import Granularity
 from prunelab.registry import register
-from prunelab.sparsify import masks, new_masks, set_mask, sparsifiable
+from prunelab.sparsify import Ranking, masks, new_masks, set_mask, sparsifiable
 from prunelab.training import Callback, Run
 
 Schedule = str | Callable[[float], float]
@@ -140,12 +140,14 @@ class Gradual(Callback):
     Args:
         schedule: name (``pl.methods("schedule")``) or function of ``t`` in 0..1.
         amount: share of the groups to be removed in the end, 0..1.
-        granularity, criterion, scope, data, layers, seed: as in :func:`prunelab.sparsify`.
+        granularity, criterion, scope, layers, seed: as in :func:`prunelab.sparsify`.
+        data: what a criterion that needs data measures on; by default the training pictures.
         every: steps between two looks at the schedule; by default an epoch. It is also looked at at the end
             of the window.
         start, end: the window of the training in which ``t`` goes from 0 to 1, as shares of its steps.
     Raises:
-        ValueError: an argument out of range or, when training starts, a model without masks.
+        ValueError: an argument out of range or, when training starts, a model without masks or a choice that
+            makes no sense for it.
     """
 
     def __init__(
@@ -182,9 +184,20 @@ class Gradual(Callback):
         }
         self.share = 0.0
 
+    def check(self, model: nn.Module) -> None:
+        """Whether it can prune this network.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        Ranking(model, **self.choice).check(self.amount)
+
     def on_start(self, run: Run) -> None:
         if not masks(run.model):
             raise ValueError("the model has no masks: call prunelab.schedules.attach_masks(model) before fit")
+        self.check(run.model)  # now, not when the first pruning is due
+        if self.choice["data"] is None:
+            self.choice["data"] = run.data.train
         if run.step == 0:
             self._follow(run)
 

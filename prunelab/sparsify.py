@@ -184,7 +184,7 @@ class Ranking:
 
     def masks(self, amount: float | None = None, threshold: float | None = None) -> dict[str, Tensor]:
         """What stays: for each layer bool, the weight's shape, true = keep."""
-        self._check_share(amount, threshold)
+        self.check(amount, threshold)
         if self.granularity.choose:
             kept = self.granularity.choose(self.scores)
         elif threshold is not None:
@@ -205,7 +205,12 @@ class Ranking:
         )
         return found
 
-    def _check_share(self, amount: float | None, threshold: float | None) -> None:
+    def check(self, amount: float | None = None, threshold: float | None = None) -> None:
+        """Whether :meth:`masks` can be asked for so much, before anything is measured.
+
+        Raises:
+            ValueError: it cannot.
+        """
         for name, value in (("amount", amount), ("threshold", threshold)):
             if self.granularity.choose and value is not None:
                 raise ValueError(

@@ -249,14 +249,6 @@ def test_a_folder_of_another_call_is_refused(data, tmp_path):
     assert files == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_wrong_call_leaves_its_folder_free(data, tmp_path):
-    with pytest.raises(ValueError, match="rewind=3"):
-        cook("lottery_ticket", data, rewind=3, folder=tmp_path)
-    with pytest.raises(ValueError, match="amount"):
-        cook("one_shot", data, amount=60, folder=tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_ctrl_c_stops_the_whole_recipe(data, tmp_path, watched):
     class Stopping(Callback):
         pressed = True
@@ -293,14 +285,22 @@ def test_what_is_trained_is_said(data, capsys):
         ("rigl", {"fraction": 1.5}, r"fraction=1\.5: must be the share"),
         ("rigl", {"end": 0.0}, r"end=0\.0: must be a share"),
         ("sparse_evolutionary_training", {"fraction": -0.1}, r"fraction=-0\.1"),
+        ("one_shot", {"amount": 60}, r"for 60 % write amount=0\.6"),
         ("soft_filter_pruning", {"amount": 30}, r"for 30 % write amount=0\.3"),
         ("synflow", {"rounds": 0}, "rounds=0"),
         ("network_slimming", {"amount": 2}, "amount=2: must be"),
+        ("lottery_ticket", {"scope": "layer"}, "scope='layer'"),
+        ("gradual", {"criterion": "l3"}, "criterion='l3': did you mean"),
+        ("gradual", {"granularity": "kernl"}, "did you mean 'kernel'"),
+        *((name, {"amount": 1.0}, "amount=1: nothing would be left to train") for name in CASES),
     ],
 )
-def test_clear_errors(data, name, wrong, message):
+def test_a_wrong_call_is_refused_before_the_first_step_and_leaves_its_folder_free(
+    data, name, wrong, message, tmp_path, steps
+):
     with pytest.raises(ValueError, match=message):
-        cook(name, data, **wrong)
+        cook(name, data, folder=tmp_path, **wrong)
+    assert steps.count == 0 and not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------- remove, then train again

@@ -163,6 +163,8 @@ def test_a_criterion_with_data_and_chosen_layers(data):
     model, watching = gradually(data, criterion="gradient", data=data.train, amount=0.4, layers=["5"])
     assert watching.gone("5")[-1] == round(0.4 * 3840) and watching.gone("0")[-1] == 0
     assert model.training
+    by_default, _ = gradually(data, criterion="gradient", amount=0.4, layers=["5"])
+    assert equal(weights(by_default), weights(model)), "it measures on the training pictures"
 
 
 def test_dense_sparse_dense_lifts_the_masks_and_the_returned_start_at_zero(data):
@@ -201,6 +203,25 @@ def test_clear_errors(data):
         Gradual(every=0)
     with pytest.raises(ValueError, match=r"the model has no masks: call .*attach_masks\(model\) before fit"):
         quick(tiny_model(), data, callbacks=[Gradual()])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"criterion": "l3"}, "criterion='l3': did you mean"),
+        ({"granularity": "kernl"}, "did you mean 'kernel'"),
+        ({"granularity": "1:4"}, "amount=0.5: granularity '1:4' removes the same share of every group"),
+        ({"criterion": "hrank"}, "'hrank' does not judge granularity 'weight'"),
+        ({"scope": "layer"}, "scope='layer'"),
+        ({"layers": ["1"]}, "layers: '1'"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused_before_the_first_step(data, wrong, message):
+    model = tiny_model()
+    attach_masks(model)
+    stepped = At(1, lambda run: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match=message):
+        quick(model, data, callbacks=[Gradual(**wrong), stepped])
 
 
 # ------------------------------------------------------------------------------------- the masks
