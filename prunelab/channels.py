@@ -14,7 +14,6 @@ attention, layer norm), or is not known here, the channels that go into it are *
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -171,9 +170,12 @@ class _Follower(Runner):
 
     def unreached(self) -> bool:
         """Whether there are parameters that evaluation does not use."""
-        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
-        parts = [list(itertools.accumulate(name.split("."), "{}.{}".format)) for name in names]
-        return any(self.reached.isdisjoint(found) for found in parts)
+        for name, _ in self.model.named_parameters(remove_duplicate=False):
+            while name and name not in self.reached:  # nor the module around it
+                name = name.rpartition(".")[0]
+            if not name:
+                return True
+        return False
 
     def constant(self, tensor: Tensor) -> Constant:
         """A tensor that the network's own code uses."""
@@ -185,7 +187,8 @@ class _Follower(Runner):
         found = self.found
         for name, dimensions in found.slices.items():
             if id(self.tensor(name)) in self.outside:
-                self.at = name.rpartition(".")[0], self.model
+                owner = name.rpartition(".")[0]
+                self.at = owner, self.modules[owner]
                 for ids in dimensions.values():
                     self.pin(ids, f"{name} is also used outside its layer")
         count, classes = _components(self.ids, self.united)

@@ -118,8 +118,8 @@ class Runner(Tracer):
         self.given: Iterator = iter(())  # the network's inputs
         self.results: Any = None  # what it returned
         self.busy = False  # while an operation is carried out, modules and parameters are what they are
-        self.inside = ""  # the module whose forward function runs,
-        self.at: tuple[str, Any] = ("", "")  # and the module and operation that are carried out
+        self.at: tuple[str, Any] = ("", None)  # the operation or module that is carried out, and its name,
+        self.inside = ""  # and the module whose forward function asks for it
 
     def operation(self, name: str, target: Callable, args: tuple, kwargs: dict) -> Any:
         """Carry out a function or method: ``target`` does so on tensors, ``name`` is what torch calls it."""
@@ -137,13 +137,12 @@ class Runner(Tracer):
         return self.results
 
     def where(self) -> str:
-        """The operation that is carried out, for messages."""
-        module, target = self.at
+        """What is carried out, for messages."""
+        name, target = self.at
         if isinstance(target, nn.Module):
-            return f"{module!r} ({type(target).__name__})"
-        return (ops.name_of(target) or getattr(target, "__name__", str(target))) + (
-            f" in {module!r}" if module else ""
-        )
+            return f"{name!r} ({type(target).__name__})"
+        name = name or getattr(target, "__name__", str(target))
+        return f"{name} in {self.inside!r}" if self.inside else name
 
     @functools.cached_property
     def names(self) -> dict[int, str]:
@@ -154,11 +153,10 @@ class Runner(Tracer):
     def constant(self, tensor: Tensor) -> Constant:
         return Constant(self.names.get(id(tensor), ""), tensor)
 
-    def carry_out(self, kind: Callable, name: str, target: Any, args: tuple, kwargs: dict) -> Value:
-        values, named = self.create_arg((args, kwargs))
-        self.busy = True
+    def carry_out(self, kind: Callable, name: str, target: Any, args: tuple, kwargs: dict) -> Any:
+        self.busy, self.at = True, (name, target)
         try:
-            return Value(kind(name, target, values, named), self)
+            return kind(name, target, args, kwargs)
         except TraceError:
             raise
         except Exception as error:
@@ -175,22 +173,22 @@ class Runner(Tracer):
         def method(item: Any, *rest: Any, **options: Any) -> Any:
             return getattr(item, target)(*rest, **options)
 
-        self.at = self.inside, target
         function = method if kind == "call_method" else target
-        return self.carry_out(self.operation, ops.name_of(target), function, args, kwargs)
+        given = self.create_arg((args, kwargs))
+        return Value(self.carry_out(self.operation, ops.name_of(target), function, *given), self)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
-        if kind != "output":  # to make an object of a class of the network's own
-            return self.create_proxy(kind, target, args, kwargs).held
-        (self.results,) = args
+        if kind == "output":
+            (self.results,) = args
+            return None
+        return self.carry_out(self.operation, "", target, args, kwargs)  # makes an object to return
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if self.busy:
             return forward(*args, **kwargs)
         name, outer = self.path_of_module(m), self.inside
         if self.is_leaf_module(m, name):
-            self.at = name, m
-            return self.carry_out(self.module, name, m, args, kwargs)
+            return Value(self.carry_out(self.module, name, m, *self.create_arg((args, kwargs))), self)
         self.inside = name
         result = forward(*args, **kwargs)
         self.inside = outer
@@ -201,7 +199,7 @@ class Runner(Tracer):
         return Value(self.constant(attr_val), self) if used else attr_val
 
     def create_arg(self, a: Any) -> Any:
-        if a is None or isinstance(a, int | float | str | Constant):
+        if a is None or isinstance(a, (int, float, str)):
             return a
         if isinstance(a, fx.Proxy):  # an attribute of a value, such as its shape, is asked for only now
             value: Any = a.node

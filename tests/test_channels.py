@@ -1,15 +1,19 @@
 """Channels through every operation: each small network here has one difficulty; pruning it must be exact."""
 
 import copy
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from test_surgery import assert_exact, lively
 from torch import nn
 from torch.nn import functional as F
 
 import prunelab as pl
-from prunelab.channels import TraceError, trace
+from prunelab.channels import TraceError, _components, trace
 from prunelab.surgery import pruning_record
 
 
@@ -264,6 +268,67 @@ def test_a_head_that_only_training_uses_is_pruned_too():
     assert pl.plan(model, x, amount=0.5).totals["macs"] == [pl.metrics.macs(net, x) for net in (model, small)]
     small.train()
     assert [part.shape[1] for part in small(torch.randn(1, 3, 8, 8))] == [4, 4]
+
+
+class Choosy(Auxiliary):
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        if self.training and self.head(y).sum() > 0:  # no way to follow that
+            return self.b(y), -y
+        return self.b(y)
+
+
+def test_a_head_that_cannot_be_followed_in_training_does_not_hinder():
+    small = pl.prune(Choosy(), torch.zeros(1, 3, 8, 8), amount=0.5)
+    assert small.a.out_channels == 4 and small.head.in_channels == 8
+
+
+@dataclass
+class Answer:
+    maps: torch.Tensor
+
+
+def test_what_stands_in_an_object_that_the_network_returns_stays():
+    torch.manual_seed(0)
+    model = lively(Net(lambda n, x: Answer(maps=n.b(n.a(x))), a=conv(3, 8), b=conv(8, 6)))
+    small = pl.prune(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64), amount=0.5)
+    assert (small.a.out_channels, small.b.out_channels) == (4, 6)
+
+
+def test_sizes_in_messages_and_assertions_of_the_network():
+    def forward(n, x):
+        y = n.a(x)
+        torch._assert(y.shape[2] == 8, f"wrong height: {y.shape[2]} of {y.shape}")
+        return n.b(y)
+
+    small = pl.prune(Net(forward, a=conv(3, 8), b=conv(8, 4)), torch.zeros(1, 3, 8, 8), amount=0.5)
+    assert small.a.out_channels == 4
+
+
+def test_tracing_leaves_no_trace():
+    """torch.fx changes nn.Module while it looks at a network, and puts tensors that it meets into it."""
+    table = torch.randn(8, 1, 1)
+    model = Net(lambda n, x: n.b(n.a(x) * table), a=conv(3, 8), b=conv(8, 4))
+    before = set(vars(model)), nn.Module.__call__, nn.Module.__getattr__
+    trace(model, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(TraceError):
+        trace(Net(branch, a=conv(3, 8), b=conv(8, 8), c=conv(8, 4)), torch.zeros(1, 3, 8, 8))
+    assert (set(vars(model)), nn.Module.__call__, nn.Module.__getattr__) == before
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_are_connected_components(seed):
+    """Beside SciPy, on random pairs, among them long chains and stars."""
+    random = np.random.default_rng(seed)
+    count = 200
+    pairs = [random.integers(0, count, (2, size)) for size in (1, 7, 40, 60)]
+    chain = random.permutation(count)[:50]
+    pairs += [np.stack([chain[1:], chain[:-1]]), np.stack([chain, np.full(50, random.integers(count))])]
+    left, right = np.concatenate(pairs[: 3 + seed], axis=1)
+    found, classes = _components(count, [tuple(map(torch.from_numpy, pair)) for pair in pairs[: 3 + seed]])
+    edges = coo_array((np.ones(len(left)), (left, right)), shape=(count, count))
+    number, expected = connected_components(edges, directed=False)
+    assert found == number == len(set(zip(classes.tolist(), expected.tolist())))
 
 
 # What cannot shrink stays, and the plan says at which node and why.
