@@ -87,6 +87,8 @@ def understand(source: Source) -> Lab:
         raise ValueError(
             f"{where} is not stored as Jupyter stores a notebook: open it there and save it once"
         )
+    if not all("id" in cell for cell in notebook["cells"]):
+        raise ValueError(f"{where} has cells without an id: store it in nbformat 4.5 or later")
     answers: dict[str, int] = {}
     points: dict[str, float] = {}
     setup: list[str] = []

@@ -250,13 +250,14 @@ class Sandbox:
     def close(self) -> None:
         """End every process of the sandbox, and wait until they are gone."""
         self.ended = self.ended or "it was closed"
-        inside = family(self.process.pid)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        for pid in inside[1:]:  # the bare machine has no kernel that would end these, too
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.returncode is None:  # otherwise its number may be somebody else's by now
+            inside = family(self.process.pid)
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            for pid in inside[1:]:  # without a sandbox, nobody else would end these
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             with suppress(OSError):
                 stream.close()  # type: ignore[union-attr]
@@ -326,7 +327,8 @@ def cache() -> Path:
 
 def visible() -> list[Path]:
     """What the sandbox sees of the machine besides ``/usr``."""
-    seen = [Path(sys.base_prefix), Path(sys.prefix), package(), cache()]
+    interpreter = Path(sys.executable).resolve().parents[1]  # base_prefix may be a link to it
+    seen = [interpreter, Path(sys.base_prefix), Path(sys.prefix), package(), cache()]
     if site.ENABLE_USER_SITE:
         seen.append(Path(site.getusersitepackages()))
     return [path for path in dict.fromkeys(path.absolute() for path in seen) if path.is_dir()]

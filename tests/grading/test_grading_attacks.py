@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,9 @@ import samples
 from prunelab.grading import run, sandbox, worker
 from prunelab.grading.rebuild import rebuild
 
-PORT = 47123  # where the attack on the network looks for a service of this machine
+PORT = "47123"  # where the attack on the network looks for a service of this machine
+LEFT = "left-behind"  # what attacks call the processes that they leave
+MINE = f"left-{os.getpid()}"  # the same for this run: another one may be under way on this machine
 SETTINGS = run.Settings(memory=1, timeout=60)
 
 
@@ -32,9 +36,10 @@ def session(sandboxed):
 
 @pytest.fixture
 def service():
-    """Something that listens on this machine, and a list of those who called."""
+    """The port of something that listens on this machine, and a list of those who called."""
     callers = []
-    with socket.create_server(("127.0.0.1", PORT)) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
 
         def answer():
             while True:
@@ -44,8 +49,8 @@ def service():
                     return
 
         threading.Thread(target=answer, daemon=True).start()
-        socket.create_connection(("127.0.0.1", PORT), timeout=5).close()  # it does listen
-        yield callers
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()  # it does listen
+        yield port, callers
         server.shutdown(socket.SHUT_RDWR)
 
 
@@ -64,18 +69,28 @@ def left_behind():
     for path in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):
             names.append(path.read_text().strip())
-    return names.count("left-behind")
+    return names.count(MINE)
 
 
 @pytest.mark.parametrize("attack", attacks.ATTACKS, ids=lambda attack: attack.name)
 def test_an_attack_gains_nothing_and_the_answer_beside_it_loses_nothing(session, attack):
-    rebuilt = rebuild(samples.LAB, samples.stored(samples.notebook(filter_norms=attack.source)))
+    source = attack.source.replace(LEFT, MINE)
+    rebuilt = rebuild(samples.LAB, samples.stored(samples.notebook(filter_norms=source)))
     hostile = marks(session, rebuilt, "filter-norms")
     assert [part["points"] for part in hostile] == [0, 0, 0], hostile
     assert "HIDDEN" not in str([part for part in hostile if not part["public"]])
     honest = marks(session, rebuilt, "sparsity")
     assert [part["verdict"] for part in honest] == ["right", "right"], honest
     assert left_behind() == 0
+
+
+def test_processes_that_are_left_can_be_found():
+    assert sum(LEFT in attack.source for attack in attacks.ATTACKS) == 2 and left_behind() == 0
+    rename = "import sys; open('/proc/self/comm', 'w').write(sys.argv[1]); input()"
+    with subprocess.Popen([sys.executable, "-c", rename, MINE], stdin=subprocess.PIPE) as process:
+        while not left_behind():
+            assert process.poll() is None
+        process.communicate(b"\n")
 
 
 def test_without_an_attack_the_points_are_there(session):
@@ -90,10 +105,13 @@ def test_an_answer_may_use_earlier_ones_and_suffers_from_no_other(session):
 
 
 def test_the_network_is_out_of_reach(session, service):
+    port, callers = service
     [attack] = [one for one in attacks.ATTACKS if one.name.startswith("the network")]
-    rebuilt = rebuild(samples.LAB, samples.stored(samples.notebook(filter_norms=attack.source)))
+    assert PORT in attack.source
+    source = attack.source.replace(PORT, str(port))
+    rebuilt = rebuild(samples.LAB, samples.stored(samples.notebook(filter_norms=source)))
     assert all(part["verdict"] == "wrong values" for part in marks(session, rebuilt, "filter-norms"))
-    assert len(service) == 1  # the fixture's own call
+    assert len(callers) == 1  # the fixture's own call
 
 
 def test_nothing_is_written_to_this_machine(session):

@@ -106,6 +106,13 @@ def test_a_notebook_that_jupyter_would_store_otherwise_is_refused():
         labs.understand(labs.Source("small-lab", loose, samples.SOURCE.checks))
 
 
+def test_cells_have_ids():
+    notebook = master()
+    del notebook["cells"][0]["id"]
+    with pytest.raises(ValueError, match="cells without an id"):
+        labs.understand(changed(notebook))
+
+
 def test_checks_without_a_cell_and_cells_without_checks():
     checks = samples.SOURCE.checks.decode()
     with pytest.raises(ValueError, match="its checks are of"):

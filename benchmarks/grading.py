@@ -1,0 +1,306 @@
+"""What grading costs: beside plain nbval, as the class grows, and in memory; and what every attack came to.
+
+    python benchmarks/grading.py cost      # a few notebooks, in turn with plain nbval
+    python benchmarks/grading.py class     # 10 to 200 submissions, two at a time
+    python benchmarks/grading.py sample    # the eight students of the instructor's guide
+    python benchmarks/grading.py attacks   # each attack of the tests, as a whole submission
+
+Needs bubblewrap, and the project's tests, whose small lab and attacks it takes. Each part replaces its own
+entry of results/grading.json, and takes minutes to half an hour. CPU seconds are those of all processes
+together, so that they can be compared on a busy machine; a wall-clock time says little there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import prunelab
+from prunelab import basics
+from prunelab.grading import lab as labs
+from prunelab.grading import run, sandbox
+from prunelab.grading.rebuild import rebuild
+
+PROJECT = Path(__file__).resolve().parents[1]
+RESULTS = PROJECT / "results" / "grading.json"
+sys.path.insert(0, str(PROJECT / "tests" / "grading"))
+
+import attacks  # noqa: E402
+import samples  # noqa: E402
+
+REPEATS = 5
+SIZES = (10, 20, 50, 100, 200)
+
+
+# ------------------------------------------------------------------------------------ measuring
+
+
+def cpu_seconds(root: int) -> float:
+    """CPU time of a process, its descendants, and those of them that have ended."""
+    ticks = 0
+    for pid in sandbox.family(root):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def watching_sandboxes() -> Iterator[dict[str, float]]:
+    """Add up what sandboxes use, when they are closed, and keep the most memory that one of them had."""
+    used = {"cpu": 0.0, "memory": 0.0}
+    close, memory_used = sandbox.Sandbox.close, sandbox.Sandbox.memory_used
+
+    def counted_close(self: sandbox.Sandbox) -> None:
+        if self.process.poll() is None:
+            used["cpu"] += cpu_seconds(self.process.pid)
+        close(self)
+
+    def counted_memory(self: sandbox.Sandbox) -> int:
+        memory = memory_used(self)
+        used["memory"] = max(used["memory"], memory)
+        return memory
+
+    sandbox.Sandbox.close, sandbox.Sandbox.memory_used = counted_close, counted_memory  # type:
+    ignore[method-assign] try:
+        yield used
+    finally:
+        sandbox.Sandbox.close, sandbox.Sandbox.memory_used = close, memory_used  # type: ignore[method-assign]
+
+
+def timed(work: Callable[[], Any]) -> dict[str, float]:
+    """Wall-clock and CPU seconds of ``work``: of this process, its children, and sandboxes."""
+
+    def own() -> float:
+        kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        return sum(resource.getrusage(kind).ru_utime + resource.getrusage(kind).ru_stime for kind in kinds)
+
+    with watching_sandboxes() as used:
+        begin, before = time.perf_counter(), own()
+        work()
+        return {"seconds": time.perf_counter() - begin, "cpu": own() - before + used["cpu"]}
+
+
+# ------------------------------------------------------------------------------------ beside plain nbval
+
+
+def plain_nbval(notebook: bytes, name: str) -> None:
+    """Run a notebook with nbval as it is, in the same environment, with nothing else loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"{name}.ipynb").write_bytes(notebook)
+        words = ["-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "nbval.plugin"]
+        settings = sandbox.variables(folder)
+        subprocess.run(
+            [sys.executable, *words, "-p", "no:cacheprovider", f"{name}.ipynb"],
+            cwd=folder,
+            env=settings,
+            capture_output=True,
+            check=True,
+        )
+
+
+def cost() -> dict[str, Any]:
+    """Both in turn: the notebook alone with nbval, and all of the grading."""
+    measured = {}
+    for source in [samples.SOURCE, *labs.sources([PROJECT / "labs"])]:
+        lab = labs.understand(source)
+        if not lab.exercises:
+            continue
+        solved = labs.write(lab.notebook)
+        rebuilt = rebuild(lab, solved).notebook.encode()
+        sandbox.warm(lab.modules)
+        settings = run.Settings()
+        rows: dict[str, list[dict[str, float]]] = {"nbval": [], "grading": []}
+        points = []
+
+        def grade() -> None:
+            points.append(run.grade_submission(source, "x", solved, [], settings)["points"])  # noqa: B023
+
+        for _ in tqdm(range(REPEATS), desc=lab.name):
+            rows["nbval"].append(timed(lambda: plain_nbval(rebuilt, lab.name)))  # noqa: B023
+            rows["grading"].append(timed(grade))
+        assert set(points) == {lab.points}, f"{lab.name}: {points}"
+        medians = {
+            name: {key: statistics.median(row[key] for row in runs) for key in ("seconds", "cpu")}
+            for name, runs in rows.items()
+        }
+        overhead = {key: medians["grading"][key] / medians["nbval"][key] - 1 for key in ("seconds", "cpu")}
+        parts = sum(len(exercise.parts) for exercise in lab.exercises.values())
+        measured[lab.name] = {**medians, "overhead": overhead, "parts": parts}
+    return {"repeats": REPEATS, "labs": measured}
+
+
+# ------------------------------------------------------------------------------------ as the class grows
+
+
+def growth(jobs: int = 2) -> dict[str, Any]:
+    """Grade one class of the largest size, and look at the clock whenever one of the sizes is reached."""
+    most = max(SIZES)
+    kinds = [
+        samples.stored(samples.notebook()),
+        samples.stored(samples.notebook(filter_norms=samples.NOISY)),
+        samples.stored(samples.notebook(filter_norms=samples.PARTIAL, smallest_mask=samples.NEARLY)),
+        samples.stored(
+            samples.notebook(dense_layers=None, sparsity="def sparsity(weight):\n    return 0.5\n")
+        ),
+    ]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        class_ = {f"student {number:03}": kinds[number % len(kinds)] for number in range(most)}
+        samples.hand_in(place / "submissions", class_)
+        sandbox.warm(samples.LAB.modules)
+        words = [
+            "grade",
+            str(place / "submissions"),
+            "-o",
+            str(place / "reports"),
+            "--lab",
+            str(samples.LABS),
+        ]
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prunelab", *words, "--jobs", str(jobs)], cwd=PROJECT
+        )
+        peak = 0.0
+        seen = set(SIZES)
+        while process.poll() is None:
+            time.sleep(0.5)
+            peak = max(peak, resident(process.pid))
+            done = graded(place / "reports" / run.RESULTS)
+            for size in sorted(seen):
+                if done >= size:
+                    seen.remove(size)
+                    seconds = time.perf_counter() - begin
+                    rows.append(
+                        {"submissions": size, "seconds": seconds, "grader_bytes": resident(process.pid)}
+                    )
+        assert process.returncode == 0
+        seconds = time.perf_counter() - begin
+        if most in seen:
+            rows.append({"submissions": most, "seconds": seconds, "grader_bytes": peak})
+    # From the first size to the last: starting Python is no part of the rate.
+    first, last = rows[0], rows[-1]
+    rate = (last["submissions"] - first["submissions"]) / (last["seconds"] - first["seconds"])
+    return {
+        "jobs": jobs,
+        "per_minute": 60 * rate,
+        "rows": rows,
+        "peak_bytes": peak,
+        "load": os.getloadavg()[2],
+    }
+
+
+def resident(pid: int) -> float:
+    """Bytes that a process and its workers have in memory, without their sandboxes."""
+    total = 0
+    for one in sandbox.family(pid):
+        try:
+            words = Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
+            status = Path(f"/proc/{one}/status").read_text()
+        except OSError:
+            continue
+        if b"bwrap" not in words[0] and not any(word.endswith(b"worker.py") for word in words):
+            total += sum(
+                1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")
+            )
+    return float(total)
+
+
+def graded(path: Path) -> int:
+    import sqlite3
+
+    if not path.exists():
+        return 0
+    database = sqlite3.connect(path)
+    try:
+        return database.execute("SELECT COUNT(*) FROM results").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+    finally:
+        database.close()
+
+
+# -------------------------------------------------------------------------------- eight students, and attacks
+
+
+def sample_class() -> list[dict[str, Any]]:
+    """The class of the instructor's guide: points, and the first thing that went wrong in each exercise."""
+    rows = []
+    for student, (data, deserved) in tqdm(samples.sample_class().items(), desc="sample class"):
+        result = run.grade_submission(samples.SOURCE, student, data, [], run.Settings(memory=1, timeout=60))
+        assert result["points"] == deserved, f"{student}: {result['points']} points, not {deserved}"
+        wrong = {}
+        for exercise in result["exercises"]:
+            for part in exercise["parts"]:
+                if part["points"] != part["of"]:
+                    wrong.setdefault(exercise["function"], part["verdict"])
+        points = {"points": result["points"], "of": result["of"]}
+        rows.append({"student": student, **points, "wrong": wrong, "notes": result["notes"]})
+    return rows
+
+
+def attack_table() -> dict[str, Any]:
+    """Each attack as a whole submission, with honest answers beside it."""
+    rows = []
+    settings = run.Settings(memory=1, timeout=80)
+    for attack in tqdm(attacks.ATTACKS, desc="attacks"):
+        data = samples.stored(samples.notebook(filter_norms=attack.source))
+        with watching_sandboxes() as used:
+            begin = time.perf_counter()
+            result = run.grade_submission(samples.SOURCE, "x", data, [], settings)
+            seconds = time.perf_counter() - begin
+        hostile = next(exercise for exercise in result["exercises"] if exercise["id"] == "filter-norms")
+        honest = [exercise for exercise in result["exercises"] if exercise is not hostile]
+        cells = {cell["cell"]: cell["outcome"] for cell in result["notebook"]["cells"]}
+        rows.append(
+            {
+                "attack": attack.name,
+                "verdict": hostile["parts"][-1]["verdict"],
+                "nbval": result["notebook"]["note"] or f"its check {cells['filter-norms-check']}",
+                "gained": hostile["points"],
+                "beside": sum(exercise["points"] for exercise in honest),
+                "beside_of": sum(exercise["of"] for exercise in honest),
+                "seconds": seconds,
+                "memory": used["memory"],
+            }
+        )
+    return {"memory_limit": settings.memory, "rows": rows}
+
+
+def main() -> None:
+    parts = {"cost": cost, "class": growth, "sample": sample_class, "attacks": attack_table}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=parts)
+    part = parser.parse_args().part
+    measured = parts[part]()
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored["command"] = "python benchmarks/grading.py cost|class|sample|attacks"
+    stored["machine"] = {"processor": basics.processor(), "cores": os.cpu_count()}
+    versions = {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
+    stored["versions"] = {**versions, "prunelab": prunelab.__version__}
+    stored[part] = measured
+    RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
