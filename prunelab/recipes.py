@@ -35,6 +35,7 @@ from prunelab.basics import Network, whole_file
 from prunelab.criteria import Criterion
 from prunelab.data import Data
 from prunelab.granularity import Granularity
+from prunelab.planning import plan
 from prunelab.registry import register
 from prunelab.regularisers import BatchNormL1
 from prunelab.schedules import Gradual, Schedule, apply_masks, attach_masks
@@ -191,9 +192,11 @@ def network_slimming(
     """
     trainings = _Trainings("network_slimming", locals())
     _check_amount(amount)
+    how: dict[str, Any] = {"criterion": "bn_scale", "amount": amount, "scope": "global", "seed": seed}
+    plan(model, data.example, **how)  # a network that it does not suit is refused before the training
     wide = copy.deepcopy(model)
     trainings.train("with sparse scales", wide, [BatchNormL1(strength)])
-    small = prune(wide, data.example, criterion="bn_scale", amount=amount, scope="global", seed=seed)
+    small = prune(wide, data.example, **how)
     trainings.train("fine-tuning", small)
     return Result(small, trainings.histories)
 

@@ -289,6 +289,7 @@ def test_what_is_trained_is_said(data, capsys):
         ("soft_filter_pruning", {"amount": 30}, r"for 30 % write amount=0\.3"),
         ("synflow", {"rounds": 0}, "rounds=0"),
         ("network_slimming", {"amount": 2}, "amount=2: must be"),
+        ("network_slimming", {"model": tiny_model(norm=False)}, "layer '0' has no batch norm with a scale"),
         ("lottery_ticket", {"scope": "layer"}, "scope='layer'"),
         ("gradual", {"criterion": "l3"}, "criterion='l3': did you mean"),
         ("gradual", {"granularity": "kernl"}, "did you mean 'kernel'"),
