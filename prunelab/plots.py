@@ -310,7 +310,8 @@ def vectors(filters: Tensor, keep: Tensor, ax: Axes | None = None, title: str = 
         look: dict[str, Any] = {"color": KEPT if stays else REMOVED, "linestyle": "-" if stays else "--"}
         marker = "o" if stays else "x"
         ax.plot([0, place[0]], [0, place[1]], marker=marker, markevery=[1], linewidth=1.4, **look)
-        shift = 9 * place / max(np.linalg.norm(place), 1e-9)
+        along = place / max(np.linalg.norm(place), 1e-9)
+        shift = 7 * (along + along[::-1] * (-1, 1))  # beside the tip, where a longer arrow does not pass
         ax.annotate(str(j), place, shift, textcoords="offset points", ha="center", va="center", fontsize=8)
     ax.axhline(0, color=FADED, linewidth=0.8, zorder=0)
     ax.axvline(0, color=FADED, linewidth=0.8, zorder=0)
