@@ -244,7 +244,9 @@ def show(value: Any, most: int = 300) -> str:
                 + ", ".join(show(item, most) for item in value[:20])
                 + (", …]" if len(value) > 20 else "]")
             )
-        elif isinstance(value, str | dict):
+        elif isinstance(value, dict):
+            text = "{" + ", ".join(f"{key!r}: {show(item, most)}" for key, item in value.items()) + "}"
+        elif isinstance(value, str):
             text = repr(value)
         else:
             text = str(value)

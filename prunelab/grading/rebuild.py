@@ -103,7 +103,7 @@ def _take_answers(lab: labs.Lab, cells: list[dict[str, Any]], result: Rebuilt) -
         worked_on = [text for text in texts if text.strip() != stub(lab, name).strip()] or texts
         if not worked_on:
             near = next((other for other in unknown if _look_alike(other, name)), None)
-            more = f", though there is one called {near!r} in other letters" if near else ""
+            more = f", though there is one called {near!a} in other letters" if near else ""
             result.notes.append(f"the answer cell {name!r} is missing (renamed or deleted){more}")
         elif len(worked_on[-1]) > MOST_CHARACTERS:
             result.notes.append(
@@ -114,7 +114,7 @@ def _take_answers(lab: labs.Lab, cells: list[dict[str, Any]], result: Rebuilt) -
     if list(dict.fromkeys(order)) != [name for name in lab.answers if name in order]:
         result.notes.append("the answer cells are in another order: they were run in the lab's")
     if unknown:
-        listed = ", ".join(repr(name[:60]) for name in unknown[:5])
+        listed = ", ".join(ascii(name[:60]) for name in unknown[:5])
         result.notes.append(f"cells with ids that this lab does not have were left out: {listed}")
     if not order and unknown:
         result.notes.append("this looks like another lab, or another version of this one")

@@ -29,10 +29,11 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { fon
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; white-space:
-pre-wrap; } .right { color: var(--good); } .wrong { color: var(--bad); } .quiet { opacity: .75; }
-.bar { background: var(--good); height: .8rem; min-width: 1px; } .room { background: var(--soft); width:
-10rem; } .warning { border: 1px solid var(--bad); padding: .5rem .8rem; }
+pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; }
+pre { white-space: pre-wrap; }
+.right { color: var(--good); } .wrong { color: var(--bad); } .quiet { opacity: .75; }
+.bar { background: var(--good); height: .8rem; } .room { background: var(--soft); width: 60%; }
+.warning { border: 1px solid var(--bad); padding: .5rem .8rem; }
 """
 
 
@@ -135,7 +136,7 @@ def _lab(result: Result) -> Iterable[str]:
     for exercise in result["exercises"]:
         yield f"<h3><code>{escape(exercise['function'])}</code>: "
         yield f"{number(exercise['points'])} of {number(exercise['of'])} points</h3>"
-        yield f"<p>Expected: {escape(exercise['expects'])}.</p>"
+        yield f"<p>Expected: {_code(exercise['expects'])}.</p>"
         yield '<table><tr><th>what was asked</th><th>result</th><th class="number">points</th></tr>'
         for part in exercise["parts"]:
             right = part["points"] == part["of"]

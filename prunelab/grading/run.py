@@ -244,7 +244,7 @@ def _judge(
             return "wrong type or shape", str(error)
         verdict, detail = check.fault(exercise, call, expected, answer)
         given = ", ".join(check.show(argument) for argument in call)
-        return verdict, _clean(f"{exercise.function}({given}): {detail}" if verdict else "")
+        return verdict, _clean(f"{exercise.function}({given})\n{detail}" if verdict else "")
     raised = message.get("error")
     raised = raised if isinstance(raised, dict) else {}
     kind = raised.get("type")

@@ -83,7 +83,7 @@ def test_the_reports_say_why(graded):
     assert verdicts(graded, "Gus renamed")["sparsity"] == ["no answer cell"] * 2
     far_more = "no answer: it answered with far more than was asked for"
     assert verdicts(graded, "Hal hostile")["filter-norms"] == [far_more] * 3
-    assert "sp\u0430rsity" in table(graded)["Gus renamed"]["notes"]
+    assert r"sp\u0430rsity" in table(graded)["Gus renamed"]["notes"]
 
 
 def test_the_whole_notebook_was_run_cell_by_cell(graded):
