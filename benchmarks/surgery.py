@@ -4,7 +4,8 @@
 
 Both prune the same random weights, in turn, in one run on one thread; Torch-Pruning (``pip install
 torch-pruning``) changes its model in place, so that copying it is not counted, while ours leaves its argument
-alone and copies what stays. Times are medians and are to be read as ratios. Writes results/surgery.json.
+alone and copies what stays. Times are medians of the processor's time, which other programs disturb less, and
+are to be read as ratios. Writes results/surgery.json.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import prunelab as pl
 from prunelab import basics
 
 RESULTS = Path(__file__).parents[1] / "results" / "surgery.json"
-REPEATS = 5
+REPEATS = 7
 AMOUNT = 0.5
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "ResNet-20 (B)": (lambda: pl.models.resnet20(shortcut="B"), 32),
@@ -68,9 +69,9 @@ Prune = Callable[[nn.Module, Tensor], nn.Module]
 def seconds(prune: Prune, model: nn.Module, example: Tensor) -> tuple[float, nn.Module]:
     model = copy.deepcopy(model)
     gc.collect()
-    started = time.perf_counter()
+    started = time.process_time()
     small = prune(model, example)
-    return time.perf_counter() - started, small
+    return time.process_time() - started, small
 
 
 def measure(build: Callable[[], nn.Module], size: int) -> dict:

@@ -137,6 +137,7 @@ class _Size(int):
         return result
 
 
+NEEDED = "the operation needs all of them"
 FIXED = 0  # the one id of everything that is never removed: pictures, positions, mixtures
 
 
@@ -295,9 +296,8 @@ class _Follower(Runner):
         self.reached.add(name)
         ids = args[0] if args else None
         if not isinstance(ids, Tensor):
-            if _tensors((args, kwargs)):
-                return self.opaque(module, args, kwargs, "the module needs all of them")
-            return self.fold(module, args, kwargs, module.parameters())
+            self.outside.update(map(id, module.parameters()))
+            return self.whole(module, args, kwargs, "the module needs all of them")
         if isinstance(module, (*ops.CONVOLUTIONS, *ops.TRANSPOSED)):
             transposed = isinstance(module, ops.TRANSPOSED)
             arguments = (module.stride, module.padding, module.dilation)
@@ -328,7 +328,7 @@ class _Follower(Runner):
             return self.channel_shuffle(ids, module.groups)
         if isinstance(module, nn.PixelShuffle):
             return self.pixel_shuffle(ids, module.upscale_factor)
-        return self.opaque(module, args, kwargs, f"a {type(module).__name__} needs all of them")
+        return self.whole(module, args, kwargs, f"a {type(module).__name__} needs all of them")
 
     def operation(self, name: str, target: Callable, args: tuple, kwargs: dict) -> Any:
         items = flat((args, kwargs))
@@ -338,8 +338,7 @@ class _Follower(Runner):
                 return _Size.of(target(*map(int, args)), torch.cat([size.ids for size in sizes]))
             if name == "getitem" and not isinstance(args[0], Constant):  # one of several sizes
                 return operator.getitem(*args)
-            self.pin_sizes(sizes)
-            return self.fold(target, args, kwargs)
+            return self.whole(target, args, kwargs)
         handler = getattr(self, f"op_{name}", None)
         if handler is not None:
             return handler(*args, **kwargs)
@@ -350,7 +349,7 @@ class _Follower(Runner):
             self.pin_sizes(sizes)
             return self.merge(target, name, *args, **kwargs)
         if not isinstance(ids, Tensor):
-            return self.opaque(target, args, kwargs, "the operation needs all of them")
+            return self.whole(target, args, kwargs)
         if name in ops.ELEMENTWISE:
             if all(isinstance(item, (int, float, type(None))) for item in items[1:]):
                 self.pin_sizes(sizes)
@@ -363,32 +362,31 @@ class _Follower(Runner):
             return target(*args, **kwargs)
         elif name in ops.CONVOLUTION_FUNCTIONS and self.is_layer(*args[1:3]):
             return self.functional_convolution(*args, **kwargs)
-        return self.opaque(target, args, kwargs, "the operation needs all of them")
+        return self.whole(target, args, kwargs)
 
-    def fold(self, target: Callable, args: Any, kwargs: Any, parameters: Iterable[Any] = ()) -> Any:
-        """What does not depend on the picture is computed as it is."""
-        items = [item.tensor for item in flat((args, kwargs)) if isinstance(item, Constant)]
-        self.outside.update(id(item) for item in [*items, *parameters])
-        plain, named = _map((args, kwargs), _plain)
-        result = target(*plain, **named)
-        return _map(result, lambda x: Constant("", x) if isinstance(x, Tensor) else x)
-
-    def opaque(self, target: Callable, args: tuple, kwargs: dict, reason: str) -> Any:
-        """An operation that mixes channels, or is not known: what goes in stays, what comes out is fixed."""
-        for ids in _tensors((args, kwargs)):
-            self.pin(ids, reason)
+    def whole(self, target: Callable, args: Any, kwargs: Any, reason: str = NEEDED) -> Any:
+        """An operation that mixes channels, or is not known: what goes in stays, and what comes out is fixed.
+        What does not depend on the picture is computed as it is.
+        """
         items = flat((args, kwargs))
+        followed = [item for item in items if isinstance(item, Tensor)]
+        for ids in followed:
+            self.pin(ids, reason)
         self.pin_sizes(items)
         self.outside.update(id(item.tensor) for item in items if isinstance(item, Constant))
         parameters = (item for item in self.model.parameters() if item.is_floating_point())
         like = next(parameters, torch.zeros(()))
 
-        def stand_in(item: Any) -> Any:  # only the shape of what comes out matters
+        def given(item: Any) -> Any:  # of a picture, only the shape of what comes out matters
             return like.new_zeros(item.shape) if isinstance(item, Tensor) else _plain(item)
 
-        plain, named = _map((args, kwargs), stand_in)
-        result = target(*plain, **named)
-        return _map(result, lambda item: self.fixed(item.shape) if isinstance(item, Tensor) else item)
+        def found(item: Any) -> Any:
+            if not isinstance(item, Tensor):
+                return item
+            return self.fixed(item.shape) if followed else Constant("", item)
+
+        plain, named = _map((args, kwargs), given)
+        return _map(target(*plain, **named), found)
 
     def pin_sizes(self, items: Iterable[Any]) -> None:
         for item in items:
@@ -525,7 +523,7 @@ class _Follower(Runner):
             if tensor is not None and tensor.shape[:1] == channels.shape:
                 self.slice(Constant(f"{name}.{kind}", tensor), {0: channels})
         for attribute in ("num_features", "num_channels", "num_parameters"):
-            if module.__dict__.get(attribute) == len(channels) > 1:
+            if module.__dict__.get(attribute) == channels.numel() > 1:
                 self.found.counts.setdefault((name, attribute), channels)
         if isinstance(module, nn.PReLU):
             self.need(0, ids, "a PReLU turns its constant into another")
@@ -554,7 +552,7 @@ class _Follower(Runner):
         if numbers[0] is not None and not named:
             return self.elementwise(lambda values: target(numbers[0], values), right)
         if named or name in ops.QUOTIENTS or not all(isinstance(item, Tensor) for item in args):
-            return self.opaque(target, args, named, "the operation needs all of them")
+            return self.whole(target, args, named)
         plain = all(hasattr(item, "channels") for item in args) and left.dim() == right.dim()
         if plain and left.shape[1] == right.shape[1] > 1:  # the common case, without further ado
             one, other = left.channels, right.channels
@@ -576,7 +574,7 @@ class _Follower(Runner):
             if not (alone and name in ops.PRODUCTS):
                 self.pin(one, "many channels meet one")
         if not any(covers):
-            return self.opaque(target, args, {}, "the operation needs all of them")
+            return self.whole(target, args, {})
         if all(covers):
             self.unite(left, right)
         small = _narrowed(left, right)
@@ -636,7 +634,7 @@ class _Follower(Runner):
             return operator.getitem(ids, index)
         indices = list(index) if isinstance(index, tuple) else [index]
         if any(isinstance(item, Tensor | Constant | list) for item in indices):
-            return self.opaque(operator.getitem, (ids, index), {}, "they are picked by an index")
+            return self.whole(operator.getitem, (ids, index), {}, "they are picked by an index")
         consumed = sum(item is not None and item is not Ellipsis for item in indices)
         dimension = 0
         for item in indices:
@@ -703,7 +701,7 @@ class _Follower(Runner):
     def op_roll(self, ids: Tensor, shifts: Any, dims: Any = None) -> Any:
         listed = dims if isinstance(dims, tuple | list) else [dims]
         if dims is None or any(_varies(ids, d) for d in listed):
-            return self.opaque(torch.roll, (ids, shifts, dims), {}, "they are rolled by a fixed number")
+            return self.whole(torch.roll, (ids, shifts, dims), {}, "they are rolled by a fixed number")
         return ids
 
     def op_expand(self, ids: Tensor, *sizes: Any) -> Tensor:
@@ -717,7 +715,7 @@ class _Follower(Runner):
         dim = named.pop("axis", dim)
         listed = range(ids.dim()) if dim is None else [dim] if isinstance(dim, int) else list(dim)
         if any(_varies(ids, d) for d in listed) or named:
-            return self.opaque(torch.mean, (ids, dim, keepdim), named, "they are averaged")
+            return self.whole(torch.mean, (ids, dim, keepdim), named, "they are averaged")
         for d in sorted((d % ids.dim() for d in listed), reverse=True):
             ids = ids.narrow(d, 0, 1) if keepdim else ids.select(d, 0)
         return ids
@@ -730,7 +728,7 @@ class _Follower(Runner):
         if isinstance(weight, Constant) and weight.tensor.numel() == 1:
             self.outside.add(id(weight.tensor))
             return ids
-        return self.opaque(F.prelu, (ids, weight), {}, "the operation needs all of them")
+        return self.whole(F.prelu, (ids, weight), {})
 
     def op_pad(self, ids: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
         return self.pad(ids, pad, value or 0.0, mode=mode)
@@ -755,13 +753,13 @@ class _Follower(Runner):
     def resized(self, ids: Tensor, pool: Callable) -> Any:
         pooled = pool(torch.zeros(1, 1, *ids.shape[2:]))  # only its size matters: one channel will do
         if not isinstance(pooled, Tensor):
-            return self.opaque(pool, (ids,), {}, "the operation needs all of them")
+            return self.whole(pool, (ids,), {})
         return _spread(self.vector(ids), pooled.shape[2:])
 
     def op_linear(self, ids: Tensor, weight: Any, bias: Any = None) -> Any:
         if isinstance(ids, Tensor) and self.is_layer(weight, bias):
             return self.linear(ids, weight, bias)
-        return self.opaque(F.linear, (ids, weight, bias), {}, "the operation needs all of them")
+        return self.whole(F.linear, (ids, weight, bias), {})
 
     # -- facts about a value
 

@@ -140,7 +140,7 @@ def _rows_that_stay(kept: Tensor) -> Rows:
 def _cut(tensor: Tensor, dimensions: dict[int, Tensor], rows: Rows) -> Tensor:
     """The entries of a tensor whose ids, along each of ``dimensions``, stay."""
     for dimension, ids in dimensions.items():
-        if len(rows(ids)) < len(ids):
+        if rows(ids).numel() < ids.numel():
             tensor = tensor.index_select(dimension, rows(ids).to(tensor.device))
     return tensor
 
