@@ -1,4 +1,4 @@
-"""The command line: ``prunelab data | train | methods | sweep``."""
+"""The command line: ``prunelab data | train | methods | sweep | release | grade``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 import prunelab
 from prunelab import data, experiments, files, metrics, models, plots, ranking, registry, results, training
+from prunelab.grading import command as grading
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="only hold the results that are there against those of an earlier --export json",
     )
     command.set_defaults(run=_sweep)
+
+    grading.add(commands, _add)
 
     options = parser.parse_args(arguments)
     try:

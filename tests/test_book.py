@@ -69,7 +69,7 @@ def faults(browser: Browser, file: Path) -> list[str]:
     context.on(
         "request", lambda request: LOCAL.match(request.url) or found.append(f"outside: {request.url[:200]}")
     )
-    page.goto(file.as_uri(), wait_until="networkidle")
+    page.goto(file.as_uri(), wait_until="networkidle", timeout=120_000)
     page.evaluate("() => window.MathJax?.startup?.promise")
     with contextlib.suppress(TimeoutError):  # LOOK says which widget is blank
         page.wait_for_function(WIDGETS_ARE_THERE, timeout=5_000)

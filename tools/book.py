@@ -29,8 +29,8 @@ def build(root: Path = ROOT) -> Path:
     # The kernel is this Python's own, whatever kernels the user has registered.
     settings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
     settings.pop("JUPYTER_PATH", None)
-    run_pages = [sys.executable, Path(__file__).with_name("pages.py"), root]
-    subprocess.run(run_pages, check=True, env=settings)
+    pages = str(Path(__file__).with_name("pages.py"))
+    subprocess.run([sys.executable, pages, str(root)], check=True, env=settings)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     options = ["--all", "-n", "-W", "--keep-going", "-q"]
     subprocess.run([jupyter_book, "build", root, *options], check=True, env=settings)

@@ -76,7 +76,7 @@ def new_shell() -> InteractiveShell:
 
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "prunelab"  # equal figures become equal files
-    # Cells are remembered (a semicolon at a cell's end is looked up there), but not in the user's own history.
+    # Cells are remembered (a semicolon at their end is looked up there), but not in the user's own history.
     shell = Shell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     shell.xmode = "Plain"
     select_figure_formats(shell, {"svg"}, metadata={"Date": None})
