@@ -9,7 +9,7 @@ rows and columns: a channel's id is one number, expanded.
 
 Nothing is guessed. Where an operation mixes channels so that none of them can leave without a trace (softmax,
 attention, layer norm), or is not known here, the channels that go into it are **pinned**: they stay, and
-:attr:`Channels.pins` says at which node and why.
+:attr:`Channels.pins` says at which operation and why.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def inputs(example: Example) -> tuple[Tensor, ...]:
 
 
 class Pin(NamedTuple):
-    """Channels that stay whatever a criterion says: the node they go into, and why it needs all of them."""
+    """Channels that stay whatever a criterion says: the operation that they go into, ``view in 'head'`` (in
+    the forward function of that module) or ``'head.0' (Softmax)``, and why it needs all of them.
+    """
 
-    node: str
+    where: str
     reason: str
     ids: Tensor
 
@@ -97,8 +99,8 @@ class Channels:
         return {name: self.classes[layer.outputs] for name, layer in self.layers.items() if layer.makes}
 
     def pinned(self) -> str:
-        """One line for each node that pins channels, for messages."""
-        return "\n".join(f"  {pin.node}: {pin.reason} ({len(pin.ids)} channels)" for pin in self.pins)
+        """One line for each operation that pins channels, for messages."""
+        return "\n".join(f"  {pin.where}: {pin.reason} ({len(pin.ids)} channels)" for pin in self.pins)
 
 
 def trace(model: nn.Module, example: Example, *, zeroed: bool = False) -> Channels:

@@ -42,7 +42,7 @@ def merge(model: Network, example: Tensor, tolerance: float = 0.0) -> Network:
         A network of the same class, smaller if there was anything to merge.
     Raises:
         ValueError: the tolerance is not in 0..1.
-        TraceError: an operation that is not understood (its node is named).
+        TraceError: an operation that is not understood, which is named.
     """
     if not 0 <= tolerance <= 1:
         raise ValueError(f"tolerance={tolerance}: must be a relative distance, 0 (exactly equal) to 1")
