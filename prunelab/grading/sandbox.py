@@ -12,6 +12,7 @@ the sandbox is killed, and the kernel ends every process in it, whatever it has 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ from typing import Any
 
 import torch
 
+import prunelab
 from prunelab import data, embedded
 from prunelab.grading import worker
 
@@ -42,6 +44,7 @@ FILE_BYTES = 100_000_000  # of one file
 TMP_BYTES, SHM_BYTES = 250_000_000, 50_000_000  # of all files together: they lie in memory
 FRAME_BYTES = 1_000_000  # the least that an answer may have, whatever is expected
 START_SECONDS = 120.0  # torch may come from a slow disk
+COMPILE_SECONDS = 900.0  # once
 WATCH_SECONDS = 0.2  # between two looks at the memory
 
 # System calls that no lab needs and by which memory could be had that belongs to no process, or another
@@ -431,15 +434,22 @@ def warm(modules: list[str]) -> None:
     Runs only the course's own code, on the bare machine. The second time it has nothing to do.
 
     Raises:
-        SandboxError: the modules do not load.
+        SandboxError: the package, its modules or nbval do not load.
     """
     folder = cache()
-    versions = "\n".join([sys.version, torch.__version__, str(embedded.VERSION), *sorted(modules)])
-    stamp = folder / f"made-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
-    if stamp.exists():
-        return
+    versions = [sys.version, torch.__version__, prunelab.__version__, str(embedded.VERSION), *sorted(modules)]
+    stamp = folder / f"made-{hashlib.sha256(repr(versions).encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another grader may be at it: then this one finds it done
+        if not stamp.exists():
+            _fill(folder, modules)
+            stamp.touch()
+
+
+def _fill(folder: Path, modules: list[str]) -> None:
     settings = {**os.environ, **variables(str(folder)), "MPLCONFIGDIR": str(folder / "fonts")}
+    del settings["PYTHONDONTWRITEBYTECODE"]
     script = "import matplotlib.font_manager; from prunelab import data; data.load('embedded', quiet=True)"
     done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True)
     if done.returncode:
@@ -447,8 +457,13 @@ def warm(modules: list[str]) -> None:
     cell = {"cell_type": "code", "id": "fails", "source": "1 / 0", "metadata": {}, "outputs": []}
     cells = [{**cell, "execution_count": None}]
     text = json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
-    with Sandbox(modules, memory=8 << 30, isolated=False, compiling=True) as bare:
-        request = {"do": "notebook", "name": "warm.ipynb", "text": text, "cell_timeout": 60}
-        for _ in bare.ask(request, seconds=START_SECONDS):
-            pass
-    stamp.write_text(versions)
+    request = {"do": "notebook", "name": "warm.ipynb", "text": text, "cell_timeout": 60}
+    try:
+        with Sandbox(modules, memory=8 << 30, isolated=False, compiling=True) as bare:
+            answers = [message for message, _ in bare.ask(request, seconds=COMPILE_SECONDS)]
+    except Ended as end:
+        raise SandboxError(f"a notebook of one cell cannot be run: {end}") from None
+    if not answers:
+        raise SandboxError("nbval does not run: install it with `pip install prunelab[grading]`")
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # root fills it, nobody reads it

@@ -171,6 +171,8 @@ def test_what_the_sandbox_sees_of_the_course(session):
     assert set(seen) <= {"prunelab", ".venv"}  # no labs, no checks, no submissions
     assert ask(session.sandbox(), source, str(samples.LABS)) == []
     assert ask(session.sandbox(), source, str(project / "prunelab")) != []
+    cached = "def f(path):\n    return len(open(path, 'rb').read(9))\n"
+    assert ask(session.sandbox(), cached, str(sandbox.cache() / "embedded.safetensors")) == 9
 
 
 # ------------------------------------------------------------------------------------ the notebook's run
