@@ -55,10 +55,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import prunelab
-from prunelab import data as pictures
 from prunelab import metrics, models, planning, registry, regularisers, results
 from prunelab.basics import processor
-from prunelab.data import Data
+from prunelab.data import Data, DataError, load
 from prunelab.executors import capacity, executor
 from prunelab.registry import suggestion
 from prunelab.results import Store
@@ -326,7 +325,7 @@ def _split(stage: str, given: Configuration) -> tuple[registry.Method, Configura
 
 @lru_cache(maxsize=1)  # a worker does many runs
 def _loaded(name: str) -> Data:
-    return pictures.load(name, quiet=True)
+    return load(name, quiet=True)
 
 
 def _data(name: str, count: int | None) -> Data:
@@ -425,7 +424,8 @@ def _work_through(
         deaths: how many workers have died over each run.
     """
     flying: dict[Future, str] = {}
-    broken: list[str] = []
+    victims: list[str] = []
+    broken = False
     while not broken:
         states = store.states(failed_before)
         for key in [key for key in waiting if states.get(key, "running") != "running"]:
@@ -434,29 +434,29 @@ def _work_through(
         bar.refresh()
         if not waiting:
             return
-        # Of several runs under way, over which did the worker die? Each of them is tried alone.
         ours = set(flying.values())
-        suspects = [key for key in waiting if key in deaths and (key in ours or key not in states)]
-        places = 1 if suspects else capacity(pool)
-        for key in suspects or waiting:
-            if len(flying) >= places or broken:
+        free = [key for key in waiting if key not in states and key not in ours]
+        # Of several runs under way, over which did the worker die? Each of them is tried alone.
+        suspects = [key for key in free if key in deaths]
+        alone = suspects or any(key in deaths for key in ours)
+        for key in suspects or free:
+            if len(flying) >= (1 if alone else capacity(pool)):
                 break
-            if (
-                key not in states
-                and key not in ours
-                and store.claim(waiting[key], prunelab.__version__, failed_before)
-            ):
+            if store.claim(waiting[key], prunelab.__version__, failed_before):
                 try:
                     flying[pool.submit(work, waiting[key])] = key
                 except BrokenExecutor:
-                    broken.append(key)
+                    store.release(key)
+                    broken = True
+                    break
         if not flying:
             time.sleep(POLL)  # others are at work on the rest, or the cluster has no workers yet
-        for future in wait(flying, None if broken else POLL, FIRST_COMPLETED).done:
-            broken += _finish(future, flying.pop(future), store)
+        for future in wait(flying, POLL, FIRST_COMPLETED).done:
+            victims += _finish(future, flying.pop(future), store)
+        broken = broken or bool(victims)
     for future in wait(flying).done:  # they have lost their workers, too, or were quicker
-        broken += _finish(future, flying.pop(future), store)
-    for key in broken:
+        victims += _finish(future, flying.pop(future), store)
+    for key in victims:
         deaths[key] += 1
         if deaths[key] < DEATHS:
             store.release(key)
@@ -470,13 +470,17 @@ def _finish(future: Future, key: str, store: Store) -> list[str]:
         store.record(key, **future.result())
     except BrokenExecutor:
         return [key]
-    except pictures.DataError:
+    except (DataError, WorkerError):
         raise
     except CancelledError as error:
         raise ConnectionError("the Dask scheduler is gone: start it and the same sweep again") from error
     except Exception as error:  # of the cluster, not of the run
         store.record(key, error="".join(traceback.format_exception(error)))
     return []
+
+
+class WorkerError(ValueError):
+    """A worker that can do no run at all, whereupon the sweep stops."""
 
 
 def _work(
@@ -487,14 +491,16 @@ def _work(
 ) -> dict[str, Any]:
     """In a worker: carry out one configuration, and say how that went as plain values."""
     if prunelab.__version__ != version:
-        raise RuntimeError(f"a worker has prunelab {prunelab.__version__}, the sweep has {version}")
+        raise WorkerError(
+            f"a worker has prunelab {prunelab.__version__}, the sweep has {version}: install the same on both"
+        )
     torch.set_num_threads(threads)
     started = time.perf_counter()
     said = io.StringIO()  # progress bars of several workers would write into each other
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             ended: dict[str, Any] = {"result": function(configuration)}
-    except pictures.DataError:
+    except DataError:
         raise  # all runs would fail alike: the sweep stops and says why
     except Exception:
         ended = {"error": traceback.format_exc()}

@@ -525,7 +525,7 @@ def ranking(
     values: Mapping[str, float],
     margin: float,
     groups: Mapping[str, str] | None = None,
-    band: str | None = None,
+    band: tuple[float, float] | None = None,
     ax: Axes | None = None,
     xlabel: str = "accuracy",
     lowest_first: bool = False,
@@ -538,20 +538,18 @@ def ranking(
         values: one number for each method, such as its mean accuracy or its average rank.
         margin: how far two must lie apart to differ, such as ``prunelab.ranking.critical_difference``.
         groups: the group of each method, such as its family; each has a colour and a marker.
-        band: the method whose bar is drawn through the picture, such as ``"random"``.
+        band: from where to where to shade, such as the range of the random draws.
         lowest_first: the lowest is the best, as for ranks.
     """
     _check_some("values", values)
     groups = groups or {}
     if groups and (missing := [name for name in values if name not in groups]):
         raise ValueError(f"groups lacks {missing}, which values has")
-    if band is not None and band not in values:
-        raise ValueError(f"band={band!r}: {registry.suggestion(band, list(values))}")
     order = sorted(values, key=lambda name: values[name], reverse=not lowest_first)
     families = list(dict.fromkeys(groups.get(name, "") for name in values))
     figure, ax = _canvas(ax, height=1.2 + 0.16 * len(order))
     if band is not None:
-        ax.axvspan(values[band] - margin / 2, values[band] + margin / 2, color=FADED, zorder=0)
+        ax.axvspan(*band, color=FADED, zorder=0)
     for number, family in enumerate(families):
         places = [place for place, name in enumerate(order) if groups.get(name, "") == family]
         ax.errorbar(

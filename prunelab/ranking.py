@@ -178,8 +178,8 @@ def compare(
 
     Another machine adds up in another order, which training amplifies as it does another seed. So two means
     over :math:`n` and :math:`m` seeds may differ by :data:`ERRORS` times :math:`s \sqrt{1/n + 1/m}`, where
-    :math:`s` is the spread over the seeds: the method's own or that of all methods in its setting, whichever
-    is larger, in the stored results.
+    :math:`s` is the stored results' standard deviation over the seeds: the method's own or, as that of three
+    seeds is small by luck now and then, the median of all methods of its setting, whichever is larger.
 
     Raises:
         ValueError: a run that one of them has and the other has not.
@@ -194,10 +194,10 @@ def compare(
     result = []
     for setting, table in before.items():
         spreads = {name: statistics.stdev(values) for name, values in table.items() if len(values) > 1}
-        pooled = math.sqrt(statistics.mean(s**2 for s in spreads.values())) if spreads else 0.0
+        usual = statistics.median(spreads.values()) if spreads else 0.0
         for name, values in table.items():
             again = now[setting][name]
-            error = max(pooled, spreads.get(name, 0.0)) * math.sqrt(1 / len(values) + 1 / len(again))
+            error = max(usual, spreads.get(name, 0.0)) * math.sqrt(1 / len(values) + 1 / len(again))
             means = statistics.mean(values), statistics.mean(again)
             result.append(Difference(setting, name, *means, ERRORS * error))
     return result

@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,10 +135,11 @@ class Store:
         def beat() -> None:
             database = self._connect()  # a connection belongs to one thread
             while not over.wait(self.lease / 6):
-                database.execute(
-                    "UPDATE runs SET alive = ? WHERE owner = ? AND state = 'running'",
-                    (time.time(), self.owner),
-                )
+                with suppress(sqlite3.OperationalError):  # busy for a minute: the next beat may come through
+                    database.execute(
+                        "UPDATE runs SET alive = ? WHERE owner = ? AND state = 'running'",
+                        (time.time(), self.owner),
+                    )
             database.close()
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -273,36 +274,37 @@ def to_csv(rows: Iterable[Row]) -> str:
 def to_json(rows: Iterable[Row], **about: Any) -> str:
     """The same for programs and for the book, with what is known ``about`` the sweep: one run a line.
 
-    What is the same in the configurations of all runs stands once, under ``shared``; so do the facts, which
-    are listed if they differ.
+    What is the same in all runs stands once, under ``shared``; facts are listed, each once.
     """
     rows = list(rows)
+    parts = {"configuration": [row.configuration for row in rows], "result": [row.result for row in rows]}
     shared = {
-        name: value
-        for name, value in (rows[0].configuration if rows else {}).items()
-        if all(name in row.configuration and row.configuration[name] == value for row in rows)
+        part: {
+            name: value for name, value in mappings[0].items() if all(m.get(name) == value for m in mappings)
+        }
+        for part, mappings in parts.items()
+        if mappings
     }
     facts: list[dict[str, Any]] = []
     for row in rows:
         if row.facts not in facts:
             facts.append(row.facts)
-    lines = [
-        json.dumps(
-            {
-                "configuration": {k: v for k, v in row.configuration.items() if k not in shared},
-                "result": row.result,
-                "seconds": row.seconds,
-            }
-        )
-        for row in rows
-    ]
+    lines = []
+    for number, row in enumerate(rows):
+        own = {
+            part: {name: value for name, value in mappings[number].items() if name not in shared[part]}
+            for part, mappings in parts.items()
+        }
+        lines.append(json.dumps({**own, "seconds": row.seconds}))
     head = json.dumps({**about, "shared": shared, "facts": facts}, indent=1)
     return head[: -len("\n}")] + ',\n "runs": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """What :func:`to_json` wrote, with every run's full configuration under ``runs``."""
+    """What :func:`to_json` wrote, with what the runs share written out in each of them."""
     stored = json.loads(text)
+    shared = stored.pop("shared", {})
     for run in stored["runs"]:
-        run["configuration"] = {**stored["shared"], **run["configuration"]}
+        for part in shared:
+            run[part] = {**shared[part], **run[part]}
     return stored

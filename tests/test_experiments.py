@@ -108,7 +108,7 @@ def lines(log):
     return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -447,11 +447,13 @@ def test_export_and_back(tmp_path):
         "x,1,0.5,0.3333333333333333,7,2.0,1",
     ]
     text = results.to_json(rows, about="a try")
-    assert json.loads(text)["shared"] == {"data": "x", "prune": {"flops": 0.5}}
+    shared = {"configuration": {"data": "x", "prune": {"flops": 0.5}}, "result": {"bytes": {"csr": 7}}}
+    assert json.loads(text)["shared"] == shared
     back = results.from_json(text)
     assert back["about"] == "a try" and back["facts"] == [{"torch": "2"}]
     assert [one["configuration"] for one in back["runs"]] == configurations
-    assert [one["result"]["accuracy"] for one in back["runs"]] == [0, 1 / 3]
+    assert [one["result"] for one in back["runs"]] == [row.result for row in rows]
+    assert results.from_json(results.to_json([]))["runs"] == []
 
 
 # --------------------------------------------------------------------------------------- the machinery
@@ -488,6 +490,24 @@ def test_missing_data_stops_the_sweep(tmp_path):
     assert stored(tmp_path / "r.sqlite", numbers(2)) == []  # nothing is claimed, nothing has failed
 
 
+def test_a_worker_of_another_version_is_refused():
+    with pytest.raises(ValueError, match=f"a worker has prunelab {VERSION}, the sweep has 0.0.1"):
+        experiments._work(note, "0.0.1", 1, {"number": 0})
+
+
+def test_stopped_by_hand_waits_for_nothing_and_gives_back_what_was_claimed(tmp_path, log, monkeypatch):
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    (tmp_path / "gate").write_text("1")  # number 0 ends, number 1 would never
+    monkeypatch.setattr(experiments, "_finish", stopped)
+    path = tmp_path / "r.sqlite"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(numbers(3), path, function=gated, workers=2, progress=False)
+    assert stored(path, numbers(3)) == []
+    wait_until(lambda: not any(lives(process) for _, process in lines(log)), 30)
+
+
 def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path, log):
     path = tmp_path / "r.sqlite"
     assert sweep(numbers(4), path, function=die, workers=2, progress=False) == {"done": 3, "failed": 1}
@@ -512,7 +532,7 @@ def test_killed_sweeps_lose_only_what_was_under_way(tmp_path, log, start):
     killed.wait()
     wait_until(lambda: sum(lives(process) for process in workers) == 1)  # its workers end, too
     gate.write_text(str(count))
-    assert other.wait(120) == 0
+    assert other.wait(300) == 0
     assert sorted(done_numbers(path)) == list(range(count))
     times = Counter(int(number) for number, _ in lines(log))
     assert all(times[number] == 1 for number in range(10))  # what was done is not repeated

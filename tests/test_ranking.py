@@ -133,8 +133,8 @@ def test_sweeps_agree_within_the_spread_over_the_seeds():
     stored = [ran(value, seed, prune={"criterion": "l1"}) for seed, value in enumerate((0.50, 0.52, 0.54))]
     stored += [ran(value, seed, prune={"criterion": "l2"}) for seed, value in enumerate((0.60, 0.60, 0.66))]
     first, second = ranking.compare(stored, changed(stored, 0.08))
-    # Standard deviations 0.02 and sqrt(0.0012): pooled sqrt(0.0008); the second's own is larger.
-    assert first.allowed == pytest.approx(4 * math.sqrt(0.0008 * 2 / 3))
+    # Standard deviations 0.02 and sqrt(0.0012), with their mean as median; the second's own is larger.
+    assert first.allowed == pytest.approx(4 * (0.02 + math.sqrt(0.0012)) / 2 * math.sqrt(2 / 3))
     assert second.allowed == pytest.approx(4 * math.sqrt(0.0012 * 2 / 3))
     assert (first.method, first.stored, first.fresh) == ("l1", pytest.approx(0.52), pytest.approx(0.60))
     assert first.agrees and second.agrees
