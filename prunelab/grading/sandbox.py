@@ -439,6 +439,8 @@ def warm(modules: list[str]) -> None:
     folder = cache()
     versions = [sys.version, torch.__version__, prunelab.__version__, str(embedded.VERSION), *sorted(modules)]
     stamp = folder / f"made-{hashlib.sha256(repr(versions).encode()).hexdigest()[:12]}"
+    if stamp.exists():  # also for whoever may only read the cache
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another grader may be at it: then this one finds it done

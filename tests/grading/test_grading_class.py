@@ -192,7 +192,7 @@ def test_killed_in_the_middle_and_resumed_it_is_as_if_nothing_had_happened(grade
     inside = sandboxes(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_until(lambda: not any(map(lives, inside)), 20)  # nobody is left behind
+    wait_until(lambda: not any(map(lives, inside)), 60)  # nobody is left behind
     before = stored(out)
     assert 0 < len(before) < len(FEW) and not (out / "grades.csv").exists()
     assert cli.main([*words, "--resume"]) == 0
