@@ -309,9 +309,10 @@ class _Follower(Runner):
             return self.convolution(ids, weight, bias, module.groups, *arguments, extra, transposed, zeros)
         if isinstance(module, nn.Linear):
             return self.linear(ids, *self.parameters(name, module))
-        if isinstance(module, (*ops.NORMS, nn.PReLU, nn.GroupNorm)):
+        frozen = ops.of_torchvision(module, "FrozenBatchNorm2d")
+        if frozen or isinstance(module, (*ops.NORMS, nn.PReLU, nn.GroupNorm)):
             return self.norm(name, module, ids)
-        if isinstance(module, ops.PASSES):
+        if ops.passes(module):
             return ids
         if isinstance(module, ops.ACTIVATIONS):
             return self.elementwise(module, ids)

@@ -273,6 +273,16 @@ def as_filters(w: Tensor, layer: Any) -> Tensor:
     return w if w.dim() == 4 else w.reshape(*w.shape[:2], 1, -1)
 
 
+def groups(method: Method, values: Tensor, module: Any) -> Tensor:
+    """What a granularity puts together of a layer's weight, or of values that lie as its weight does.
+
+    Returns:
+        ``(groups, members)``.
+    """
+    facts = {"conv_groups": getattr(module, "groups", 1)}
+    return method.function(as_filters(values, module), **{need: facts[need] for need in method.needs})
+
+
 def positions(method: Method, module: Any, name: str = "") -> Tensor:
     """Where the members of each group stand in the layer's flattened weight.
 
@@ -288,18 +298,15 @@ def positions(method: Method, module: Any, name: str = "") -> Tensor:
     """
     shape = module.weight.shape
     count = shape.numel()
-    index = as_filters(torch.arange(count, device=module.weight.device).view(shape), module)
-    facts = {"conv_groups": getattr(module, "groups", 1)}
+    index = torch.arange(count, device=module.weight.device).view(shape)
     try:
-        matrix = method.function(index, **{need: facts[need] for need in method.needs})
+        matrix = groups(method, index, module)
     except (ValueError, EinopsError) as error:
         raise ValueError(f"layer {name!r}: granularity {method.name!r}: {error}") from error
     if (
         matrix.dim() != 2
         or matrix.dtype != torch.int64
-        or not torch.equal(
-            torch.bincount(matrix.flatten(), minlength=count), torch.ones_like(index).flatten()
-        )
+        or not torch.bincount(matrix.flatten(), minlength=count).eq(1).all()
     ):
         raise ValueError(
             f"granularity {method.name!r} must put each of the {count} weights {tuple(shape)} into "

@@ -63,7 +63,7 @@ def _walk(node: fx.Node, modules: dict[str, nn.Module]) -> Behind:
                 norm = str(after.target)
         elif function in ops.SUMS:
             summed = True
-        elif not (isinstance(module, ops.PASSES) or function in ops.PASS_FUNCTIONS):
+        elif not (ops.passes(module) or function in ops.PASS_FUNCTIONS):
             break
         node = after
     return Behind(norm, node.name)

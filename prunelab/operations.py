@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-NORMS = (  # each channel by itself
-    *BATCH_NORMS, FrozenBatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
+NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # each channel by itself
 PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)  # ZeroPad among them
 PASSES = (  # nothing, in evaluation mode
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, StochasticDepth,
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
 )  # fmt: skip
 # Values of one channel in, values of the same channel out; a constant stays that constant.
 POOLS = (
@@ -66,6 +63,22 @@ MOVES = {
 }  # fmt: skip
 # Arithmetic after which a size is still a size, which shrinks with the channels that it counts.
 SIZE_ARITHMETIC = {"add", "floordiv", "mod", "mul", "sub"}
+
+
+def of_torchvision(module: nn.Module | None, *names: str) -> bool:
+    """Whether it is one of these layers of ``torchvision.ops``.
+
+    Their names are compared, as importing torchvision would double the time that importing prunelab takes.
+    """
+    return any(
+        kind.__module__.startswith("torchvision.ops.") and kind.__name__ in names
+        for kind in type(module).__mro__
+    )
+
+
+def passes(module: nn.Module | None) -> bool:
+    """Whether a module does nothing in evaluation mode."""
+    return isinstance(module, PASSES) or of_torchvision(module, "StochasticDepth")
 
 
 def name_of(target: Any) -> str:

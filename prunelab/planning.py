@@ -84,7 +84,7 @@ def channel_scores(
             if evidence:
                 scores = evidence.score(rank, name, granularity.positions(shape, layer))
             else:
-                groups = shape.function(granularity.as_filters(layer.weight, layer))
+                groups = granularity.groups(shape, layer.weight, layer)
                 scores = checked(rank.function(groups), rank, len(groups), name)
             scores = scores.double().cpu()
             found.append(normalise(scores) if normalise else scores)

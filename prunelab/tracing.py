@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from prunelab import operations as ops
 from prunelab.basics import evaluating
@@ -29,7 +28,7 @@ class Tracer(fx.Tracer):
     """What ``torch.fx`` looks into: all but torch's own layers and a few more, which are kept whole."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        whole = isinstance(module, (StochasticDepth, FrozenBatchNorm2d))
+        whole = ops.of_torchvision(module, "StochasticDepth", "FrozenBatchNorm2d")
         return whole or super().is_leaf_module(module, name)
 
 

@@ -106,6 +106,17 @@ def test_scores_of_channels_that_go_together(reduce):
     assert scores.tolist() == pytest.approx(expected)
 
 
+def test_a_criterion_of_the_users_own_may_judge_input_channels_without_data():
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[1.0, 5.0, 0.0], [2.0, -5.0, 1.0]]).view(2, 3, 1, 1))
+    read = pl.registry.Method("criterion", "read", lambda w: w.abs().sum(1), granularities=("channel",))
+    scores = planning.channel_scores(model, trace(model, torch.zeros(1, 1, 2, 2)), read)
+    assert scores[scores > 0].tolist() == [3.0, 10.0, 1.0]
+    small = pl.prune(model, torch.zeros(1, 1, 2, 2), criterion=read, amount=2 / 3)
+    assert torch.equal(small[0].weight, model[0].weight[1:2])
+
+
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("target", ["flops", "params"])
 @pytest.mark.parametrize("value", [0.9, 0.48, 0.2])

@@ -238,3 +238,9 @@ def test_code_is_clean(tool: list[str]) -> None:
     where = [] if tool == ["mypy"] else ["."]
     done = subprocess.run([sys.executable, "-m", *tool, *where], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_importing_the_package_does_not_import_torchvision() -> None:
+    """It takes as long as all the rest together, and only reading a few files of CIFAR-10 needs it."""
+    code = "import prunelab, sys; assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
