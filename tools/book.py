@@ -50,7 +50,15 @@ def drop_stale_cache(root: Path, output: Path) -> None:
     Jupyter Book itself looks at the cells alone.
     """
     digest = hashlib.sha256(sys.version.encode())
-    patterns = ("constraints.txt", "prunelab/**/*.py", "prunelab/checkpoints/*.json", "results/**/*.json")
+    patterns = [
+        "constraints.txt",
+        "prunelab/**/*.py",
+        "prunelab/checkpoints/*.json",
+        "results/**/*.json",
+        "_toc.yml",
+        "labs/**/*.ipynb",
+        "labs/**/*.py",
+    ]
     for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
         digest.update(path.name.encode() + path.read_bytes())
     stamp = output / "made-from"
