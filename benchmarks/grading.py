@@ -4,6 +4,7 @@
     python benchmarks/grading.py class     # 10 to 200 submissions, two at a time
     python benchmarks/grading.py sample    # the eight students of the instructor's guide
     python benchmarks/grading.py attacks   # each attack of the tests, as a whole submission
+    python benchmarks/grading.py nbgrader  # what nbgrader gives for each lab, solved and untouched
 
 Needs bubblewrap, and the project's tests, whose small lab and attacks it takes. Each part replaces its own
 entry of results/grading.json, and takes minutes to half an hour. CPU seconds are those of all processes
@@ -13,6 +14,8 @@ together, so that they can be compared on a busy machine; a wall-clock time says
 from __future__ import annotations
 
 import argparse
+import csv
+import importlib.metadata
 import json
 import os
 import platform
@@ -41,6 +44,7 @@ RESULTS = PROJECT / "results" / "grading.json"
 sys.path.insert(0, str(PROJECT / "tests" / "grading"))
 
 import attacks  # noqa: E402
+import gradebook  # noqa: E402
 import samples  # noqa: E402
 
 REPEATS = 3
@@ -151,8 +155,7 @@ def cost() -> dict[str, Any]:
 
 
 def growth(jobs: int = 2) -> dict[str, Any]:
-    """Grade one class of the largest size, and look at the clock whenever one of the sizes is reached."""
-    most = max(SIZES)
+    """Grade one class of the largest size, and take stock whenever one of the sizes is reached."""
     kinds = [
         samples.stored(samples.notebook()),
         samples.stored(samples.notebook(filter_norms=samples.NOISY)),
@@ -164,7 +167,7 @@ def growth(jobs: int = 2) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        class_ = {f"student {number:03}": kinds[number % len(kinds)] for number in range(most)}
+        class_ = {f"student {number:03}": kinds[number % len(kinds)] for number in range(SIZES[-1])}
         samples.hand_in(place / "submissions", class_)
         sandbox.warm(samples.LAB.modules)
         words = [
@@ -175,53 +178,92 @@ def growth(jobs: int = 2) -> dict[str, Any]:
             "--lab",
             str(samples.LABS),
         ]
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), machine_seconds()
         process = subprocess.Popen(
             [sys.executable, "-m", "prunelab", *words, "--jobs", str(jobs)], cwd=PROJECT
         )
-        peak = 0.0
-        seen = set(SIZES)
+        usage = Usage(process.pid)
         while process.poll() is None:
-            time.sleep(0.5)
-            peak = max(peak, resident(process.pid))
+            time.sleep(0.2)
+            usage.look()
             done = graded(place / "reports" / run.RESULTS)
-            for size in sorted(seen):
-                if done >= size:
-                    seen.remove(size)
-                    seconds = time.perf_counter() - begin
-                    rows.append(
-                        {"submissions": size, "seconds": seconds, "grader_bytes": resident(process.pid)}
-                    )
-        assert process.returncode == 0
+            if len(rows) < len(SIZES) and done >= SIZES[len(rows)]:
+                seconds = time.perf_counter() - begin
+                row = {"submissions": SIZES[len(rows)], "seconds": seconds, "cpu": usage.cpu}
+                rows.append({**row, "grader_bytes": usage.memory, "peak_bytes": usage.peak})
+        assert process.returncode == 0 and len(rows) == len(SIZES), rows
         seconds = time.perf_counter() - begin
-        if most in seen:
-            rows.append({"submissions": most, "seconds": seconds, "grader_bytes": peak})
+        busy = (machine_seconds() - busy - usage.cpu) / seconds
     # From the first size to the last: starting Python is no part of the rate.
     first, last = rows[0], rows[-1]
-    rate = (last["submissions"] - first["submissions"]) / (last["seconds"] - first["seconds"])
+    more = last["submissions"] - first["submissions"]
     return {
         "jobs": jobs,
-        "per_minute": 60 * rate,
+        "per_minute": 60 * more / (last["seconds"] - first["seconds"]),
+        "cpu_each": (last["cpu"] - first["cpu"]) / more,
         "rows": rows,
-        "peak_bytes": peak,
-        "load": os.getloadavg()[2],
+        "cores_used_by_others": busy,
     }
 
 
-def resident(pid: int) -> float:
-    """Bytes that a process and its workers have in memory, without their sandboxes."""
-    total = 0
-    for one in sandbox.family(pid):
-        try:
-            words = Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
-            status = Path(f"/proc/{one}/status").read_text()
-        except OSError:
-            continue
-        if b"bwrap" not in words[0] and not any(word.endswith(b"worker.py") for word in words):
-            total += sum(
-                1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")
-            )
-    return float(total)
+class Usage:
+    """What a grading run takes, looked at again and again.
+
+    Attributes:
+        cpu: seconds of the grader, its workers and all sandboxes until now; what a sandbox did between the
+            last look and its end is missing.
+        memory: bytes that the grader and its workers had at the last look, without their sandboxes.
+        peak: bytes, the most of it and of the sandboxes together, at every tenth look: this one takes long.
+    """
+
+    def __init__(self, root: int) -> None:
+        self.root, self.looks, self.cpu, self.memory, self.peak = root, 0, 0.0, 0.0, 0.0
+        self.seen: dict[tuple[int, str], float] = {}
+
+    def look(self) -> None:
+        boxes: set[int] = set()
+        self.memory = 0.0
+        self.looks += 1
+        for pid in sandbox.family(self.root):  # parents come before their children
+            if pid in boxes:
+                continue
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                start, ticks = facts(pid)
+            except OSError:
+                continue
+            if words[0].endswith(b"bwrap"):
+                inside = sandbox.family(pid)
+                boxes |= set(inside)
+                self.seen[pid, start] = cpu_seconds(pid)
+            else:
+                self.seen[pid, start] = ticks / os.sysconf("SC_CLK_TCK")
+                self.memory += memory(pid, "status", "RssAnon:")
+        self.cpu = sum(self.seen.values())
+        if self.looks % 10 == 0:
+            inside = sum(memory(pid, "smaps_rollup", "Pss_Anon:", "Pss_Shmem:") for pid in boxes)
+            self.peak = max(self.peak, self.memory + inside)
+
+
+def facts(pid: int) -> tuple[str, int]:
+    """When a process started, and the clock ticks that it has worked itself."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[19], int(fields[11]) + int(fields[12])
+
+
+def memory(pid: int, file: str, *names: str) -> float:
+    """Bytes that a file of ``/proc`` tells of a process; none if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return 1024.0 * sum(int(line.split()[1]) for line in lines if line.startswith(names))
+
+
+def machine_seconds() -> float:
+    """CPU seconds of all processes of this machine, since it was started."""
+    user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def graded(path: Path) -> int:
@@ -282,11 +324,55 @@ def attack_table() -> dict[str, Any]:
                 "memory": used["memory"],
             }
         )
-    return {"memory_limit": settings.memory, "rows": rows}
+    return {"memory_limit": settings.memory, "rows": rows, "around": attacks_around_answers()}
+
+
+def attacks_around_answers() -> list[dict[str, Any]]:
+    """What is handed in beside and around the answers: the class of a platform's zip, one of it honest."""
+    with tempfile.TemporaryDirectory() as folder:
+        students = attacks.hostile_class(Path(folder) / "class.zip")
+        out = Path(folder) / "reports"
+        settings = run.Settings(memory=1, timeout=80)
+        assert not run.grade(Path(folder) / "class.zip", out, [samples.LABS], settings)
+        with open(out / "grades.csv", newline="") as file:
+            marks = {row["student"]: row for row in csv.DictReader(file)}
+    assert marks.keys() == {"Ada", *students}
+    honest = {"beside": float(marks["Ada"]["points"]), "beside_of": float(marks["Ada"]["of"])}
+    return [
+        {
+            "attack": attack,
+            "notes": marks[student]["notes"],
+            "gained": float(marks[student]["points"]),
+            **honest,
+        }
+        for student, attack in students.items()
+    ]
+
+
+# ------------------------------------------------------------------------------- nbgrader's verdict
+
+
+def verdict_of_nbgrader() -> dict[str, Any]:
+    """Points that nbgrader gives to each released lab: solved, and as it was released."""
+    known = [labs.understand(source) for source in labs.sources([PROJECT / "labs"])]
+    known = [lab for lab in known if lab.exercises]
+    released = {lab.name: labs.write(labs.released(lab)) for lab in known}
+    handed_in = {(lab.name, "solved"): labs.write(lab.notebook) for lab in known}
+    handed_in |= {(name, "untouched"): notebook for name, notebook in released.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        marks = gradebook.mark(Path(folder), released, handed_in)
+    return {
+        "version": importlib.metadata.version("nbgrader"),
+        "labs": {
+            lab.name: {student: marks[lab.name, student] for student in ("solved", "untouched")}
+            for lab in known
+        },
+    }
 
 
 def main() -> None:
     parts = {"cost": cost, "class": growth, "sample": sample_class, "attacks": attack_table}
+    parts["nbgrader"] = verdict_of_nbgrader
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -294,7 +380,7 @@ def main() -> None:
     part = parser.parse_args().part
     measured = parts[part]()
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    stored["command"] = "python benchmarks/grading.py cost|class|sample|attacks"
+    stored["command"] = "python benchmarks/grading.py cost|class|sample|attacks|nbgrader"
     stored["machine"] = {"processor": basics.processor(), "cores": os.cpu_count()}
     versions = {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
     stored["versions"] = {**versions, "prunelab": prunelab.__version__}

@@ -81,11 +81,15 @@ def collect(place: Path, labs: list[str]) -> list[Submission]:
     students: dict[str, list[tuple[str, str, list[str]]]] = {}
     named = [(_parts(name), name, notes) for name, notes in entries]
     named = [entry for entry in named if not any(part.startswith((".", "__MACOSX")) for part in entry[0])]
+    astray = [entry for entry in named if _leads_out(entry[1])]
+    named = [entry for entry in named if entry not in astray]
     while len({parts[0] for parts, *_ in named}) == 1 and all(len(parts) > 2 for parts, *_ in named):
         named = [(parts[1:], name, notes) for parts, name, notes in named]  # a folder around the class
     for parts, name, notes in named:
         student, file = _student(parts)
         students.setdefault(student, []).append((file, name, notes))
+    for parts, name, notes in astray:  # the folder in its path may be somebody else's
+        students.setdefault("?", []).append((parts[-1], name, [*notes, "its path leads out of the zip"]))
     if not students:
         raise ValueError(f"{place}: no submissions; expected <student>/<lab>.ipynb, or a platform's export")
     return [
@@ -125,6 +129,11 @@ def _parts(name: str) -> list[str]:
     """The folders of a path and its file. What cannot be printed is written out, so names stay different."""
     text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
     return [part for part in PurePosixPath(text).parts if part not in ("..", "/")] or ["?"]
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 def _student(parts: list[str]) -> tuple[str, str]:

@@ -25,14 +25,17 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8885; --good: #2a7d46; --bad: #b3402e; --soft: #8882; }
 @media (prefers-color-scheme: dark) { :root { --good: #6cc58b; --bad: #f08a78; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+h3 { font-size: 1rem; margin-top: 1.8rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; }
 pre { white-space: pre-wrap; }
 .right { color: var(--good); } .wrong { color: var(--bad); } .quiet { opacity: .75; }
-.bar { background: var(--good); height: .8rem; } .room { background: var(--soft); width: 60%; }
+table.parts th:first-child { width: 32%; } table.parts th:last-child { width: 5rem; }
+.bar { background: var(--good); height: .8rem; }
+td.room { background: var(--soft); width: 60%; vertical-align: middle; }
 .warning { border: 1px solid var(--bad); padding: .5rem .8rem; }
 """
 
@@ -137,7 +140,8 @@ def _lab(result: Result) -> Iterable[str]:
         yield f"<h3><code>{escape(exercise['function'])}</code>: "
         yield f"{number(exercise['points'])} of {number(exercise['of'])} points</h3>"
         yield f"<p>Expected: {_code(exercise['expects'])}.</p>"
-        yield '<table><tr><th>what was asked</th><th>result</th><th class="number">points</th></tr>'
+        yield '<table class="parts"><tr><th>what was asked</th><th>result</th>'
+        yield '<th class="number">points</th></tr>'
         for part in exercise["parts"]:
             right = part["points"] == part["of"]
             more = f"<pre>{escape(part['detail'])}</pre>" if part["detail"] else ""

@@ -94,8 +94,7 @@ def grade_submission(
     """
     lab = labs.understand(source)
     rebuilt = rebuild(lab, data)
-    if settings.isolated:
-        sandbox.bubblewrap()
+    sandbox.require(settings.isolated)
     sandbox.warm(lab.modules)
     session = Session(lab, settings)
     exercises: dict[str, Result] = {
@@ -345,8 +344,9 @@ def grade(
     for source in known.values():
         labs.verify(labs.understand(source), settings.seed)
     found = collect(submissions, list(known))
-    if settings.isolated and scheduler is None:
-        sandbox.bubblewrap()
+    if scheduler is None:
+        sandbox.require(settings.isolated)
+    if scheduler is None and settings.isolated:
         for place in (submissions, out, *masters):
             for seen in sandbox.visible():
                 if place.absolute().is_relative_to(seen):
@@ -392,7 +392,9 @@ def grade(
             waiting[pool.submit(grade_submission, *task)] = (submission.student, submission.lab, key)
             finish(2 * executors.capacity(pool))
         finish(0)
-        stored_results = (store.get(submission.student, submission.lab) for submission in found)
+        names = [(submission.student, submission.lab) for submission in found]
+        # Of somebody for whom the machine failed there may be a result that is no longer right.
+        stored_results = (store.get(*name) for name in names if name not in failed)
         results = [stored[1] for stored in stored_results if stored is not None]
     report.write(out, results)
     return failed

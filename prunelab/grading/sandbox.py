@@ -391,6 +391,21 @@ def wrapped(command: list[str], environment: dict[str, str], filtered: int | Non
     return [*outside, "--clear-groups", "--pdeathsig=KILL", "--", *inside, "--ro-bind", "/", "/", *own]
 
 
+def require(isolated: bool) -> None:
+    """Make sure that this machine can run students' code at all.
+
+    Raises:
+        SandboxError: it is no Linux, or has no bubblewrap.
+    """
+    if sys.platform != "linux":
+        raise SandboxError(
+            "grading needs Linux, for the limits and the sandbox are its kernel's: use a virtual machine, or "
+            "name a Dask cluster on Linux with --scheduler"
+        )
+    if isolated:
+        bubblewrap()
+
+
 def bubblewrap() -> str:
     """Where bubblewrap is.
 

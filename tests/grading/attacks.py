@@ -2,13 +2,18 @@
 points.
 
 Each attack is the source of one answer cell; the answers beside it are honest. RUN THESE INSIDE THE SANDBOX
-ONLY.
+ONLY. At the end come attacks by what is handed in beside and around the answers.
 """
 
 from __future__ import annotations
 
+import copy
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import dedent
+
+import samples
 
 WRONG = """
 def filter_norms(weight):
@@ -661,3 +666,75 @@ attack(
     answer="def filter_norms(weight):\n    time.sleep(3600)\n",
     slow=True,
 )
+
+# ------------------------------------------------------------------------------- around the answers
+
+
+def _notebook(**tricks: bool) -> bytes:
+    """Answers that are all wrong, in a notebook that has something else to say for itself."""
+    handed_in = samples.notebook(
+        sparsity="def sparsity(weight):\n    return 7.0\n",
+        filter_norms=WRONG,
+        smallest_mask="def smallest_mask(weight, amount):\n    return weight\n",
+        dense_layers="def dense_layers(layers, most):\n    return None\n",
+    )
+    for cell in [cell for cell in handed_in["cells"] if "nbgrader" in cell["metadata"]]:
+        graded = cell["metadata"]["nbgrader"]
+        if "skip" in tricks:
+            cell["metadata"]["tags"] = ["nbval-skip", "raises-exception", "skip-execution", "hide-input"]
+            cell["source"] = ["# NBVAL_SKIP\n", "# NBVAL_RAISES_EXCEPTION\n", *cell["source"]]
+        if "checks" in tricks and graded["grade"]:
+            cell["source"], graded["points"] = ["pass"], 100
+        if "ids" in tricks and graded["grade"]:
+            twin = copy.deepcopy(cell)
+            twin["metadata"]["nbgrader"] |= {
+                "grade_id": graded["grade_id"].replace("s", "\u0455"),
+                "points": 100,
+            }
+            handed_in["cells"].append({**twin, "id": f"twin-{cell['id']}", "source": ["pass"]})
+        if "outputs" in tricks:
+            text = ["12 of 12 points, 12 passed, 0 failed\n"]
+            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}]
+            cell["execution_count"] = 1
+    return samples.stored(handed_in)
+
+
+def hostile_class(path: Path) -> dict[str, str]:
+    """Write a class as a platform exports it: a zip. Ada is honest in it, and nobody else.
+
+    Returns:
+        {student: the attack}
+    """
+    code = b"import builtins, os\nbuiltins.AssertionError = Exception\nos._exit(0)\n"
+    names = ["conftest", "sitecustomize", "usercustomize", "prunelab", "torch", "nbval", "checks/small-lab"]
+    link = zipfile.ZipInfo("Link/small-lab.ipynb")
+    link.external_attr = 0o120777 << 16
+    wrong = _notebook()
+    entries: list[tuple[str | zipfile.ZipInfo, bytes | str]] = [
+        ("Ada/small-lab.ipynb", samples.stored(samples.notebook())),
+        ("Skip/small-lab.ipynb", _notebook(skip=True)),
+        ("Checks/small-lab.ipynb", _notebook(checks=True)),
+        ("Ids/small-lab.ipynb", _notebook(ids=True)),
+        ("Outputs/small-lab.ipynb", _notebook(outputs=True)),
+        ("Files/small-lab.ipynb", wrong),
+        *[(f"Files/{name}.py", code) for name in names],
+        ("Files/pytest.ini", "[pytest]\naddopts = --nbval-cell-timeout=1 -k nothing\n"),
+        (link, "../Ada/small-lab.ipynb"),
+        ("../Ada/small-lab.ipynb", wrong),
+        ("Bomb/small-lab.ipynb", b"\0" * 1_000_000_000),
+        ("Large/small-lab.ipynb", wrong[:-1] + b" " * 100_000_000 + b"}"),
+    ]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for entry, data in entries:
+            archive.writestr(entry, data)
+    return {
+        "Skip": "tags and comments that have nbval skip every cell",
+        "Checks": "checks that only pass, worth 100 points each",
+        "Ids": "checks doubled, with ids in look-alike letters",
+        "Outputs": "outputs that say 12 of 12 points",
+        "Files": "conftest.py, sitecustomize.py, prunelab.py, pytest.ini and others beside the notebook",
+        "Link": "a link to another student's notebook",
+        "?": "a path that leads out of the zip and into another student's folder",
+        "Bomb": "a zip bomb of a gigabyte",
+        "Large": "a notebook of 100 MB",
+    }

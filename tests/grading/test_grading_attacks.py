@@ -84,6 +84,7 @@ def test_an_attack_gains_nothing_and_the_answer_beside_it_loses_nothing(session,
     assert left_behind() == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="grading needs Linux: this is NOT TESTED")
 def test_processes_that_are_left_can_be_found():
     assert sum(LEFT in attack.source for attack in attacks.ATTACKS) == 2 and left_behind() == 0
     rename = "import sys; open('/proc/self/comm', 'w').write(sys.argv[1]); input()"

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import attacks
 import pytest
 import samples
 
@@ -23,6 +24,9 @@ from prunelab.grading import report, run, sandbox
 PROJECT = Path(__file__).resolve().parents[2]
 CLASS = samples.sample_class()
 OPTIONS = ["--lab", str(samples.LABS), "--jobs", "1", "--timeout", "60", "--memory", "1"]
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="grading needs Linux: this is NOT TESTED")
 
 
 def command(submissions, out, *more):
@@ -224,7 +228,8 @@ def test_a_cluster_grades_though_one_of_its_workers_is_killed(graded, tmp_path):
         out = tmp_path / "reports"
         words = [*command(submissions, out), "--scheduler", scheduler]
         program = [sys.executable, "-m", "prunelab", *words]
-        grading = subprocess.Popen(program, cwd=PROJECT, stderr=subprocess.DEVNULL)
+        bare = {**os.environ, "PATH": ""}  # bubblewrap is for the workers only
+        grading = subprocess.Popen(program, cwd=PROJECT, stderr=subprocess.DEVNULL, env=bare)
         started.append(grading)
         wait_until(lambda: sandboxes(workers[0].pid))
         inside = sandboxes(workers[0].pid)
@@ -278,6 +283,20 @@ def test_an_ordinary_user_can_grade(sandboxed, tmp_path):
     assert done.stdout == "[3, 0, 3, 2] True\n", done.stderr
 
 
+def test_what_is_handed_in_around_the_answers_gains_nothing(sandboxed, tmp_path):
+    students = attacks.hostile_class(tmp_path / "class.zip")
+    assert cli.main(command(tmp_path / "class.zip", tmp_path / "reports")) == 0
+    points = {student: float(row["points"]) for student, row in table(tmp_path / "reports").items()}
+    assert points == {"Ada": 12, **dict.fromkeys(students, 0)}
+    said = verdicts(tmp_path / "reports", "Files")["filter-norms"]
+    assert said == ["wrong values"] * 3  # its answers were read, and nothing that lay beside them
+    for student in ("Skip", "Checks", "Ids", "Outputs", "Files"):
+        [result] = json.loads((tmp_path / f"reports/students/{student}.json").read_text())
+        cells = {cell["cell"]: cell["outcome"] for cell in result["notebook"]["cells"]}
+        assert cells["filter-norms-check"] == "failed"  # by the lab's own check, which was not skipped
+    assert {path.name for path in tmp_path.iterdir()} == {"class.zip", "reports"}
+
+
 # ----------------------------------------------------------------------------------- without running anything
 
 
@@ -293,7 +312,7 @@ def pretend(monkeypatch, behaviour=None):
         return {**result, "notebook": None, "notes": notes, "sandbox": True, "seed": settings.seed}
 
     monkeypatch.setattr(run, "grade_submission", grade_submission)
-    monkeypatch.setattr(sandbox, "bubblewrap", lambda: "bwrap")
+    monkeypatch.setattr(sandbox, "require", lambda isolated: None)
     monkeypatch.setattr(sandbox, "warm", lambda modules: None)
     return asked
 
@@ -327,6 +346,25 @@ def test_a_machine_that_fails_for_one_grades_the_others_and_says_for_whom(tmp_pa
     assert set(table(tmp_path / "out")) == {"A", "C"}
 
 
+def test_marks_that_are_no_longer_right_are_not_shown(tmp_path, monkeypatch):
+    """Ben hands in something new; then the machine fails for him."""
+    pretend(monkeypatch)
+    place = samples.hand_in(tmp_path / "class", dict.fromkeys("AB", b"{}"))
+    words = command(place, tmp_path / "out")
+    assert cli.main(words) == 0 and set(table(tmp_path / "out")) == set("AB")
+    (place / "B/small-lab.ipynb").write_bytes(b"[]")
+
+    def fail(student):
+        raise sandbox.SandboxError("no room")
+
+    pretend(monkeypatch, fail)
+    assert cli.main([*words, "--resume"]) == 3
+    assert set(table(tmp_path / "out")) == {"A"}
+    pretend(monkeypatch)
+    assert cli.main([*words, "--resume"]) == 0 and set(table(tmp_path / "out")) == set("AB")
+
+
+@needs_linux
 def test_without_bubblewrap_it_refuses_and_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     place = samples.hand_in(tmp_path / "class", {"A": b"{}"})
@@ -335,6 +373,16 @@ def test_without_bubblewrap_it_refuses_and_says_how_to_get_it(tmp_path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--no-sandbox"]])
+def test_on_other_systems_it_refuses_and_says_what_to_do(tmp_path, monkeypatch, capsys, more):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    place = samples.hand_in(tmp_path / "class", {"A": b"{}"})
+    assert cli.main([*command(place, tmp_path / "out"), *more]) == 3
+    assert "grading needs Linux" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@needs_linux
 def test_a_sandbox_that_does_not_start_is_the_machines_fault(tmp_path, monkeypatch, capsys):
     (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'no permission to make a namespace' >&2\nexit 1\n")
     (tmp_path / "bwrap").chmod(0o755)
@@ -353,6 +401,7 @@ def test_what_must_stay_hidden_may_not_lie_where_the_sandbox_looks(tmp_path, mon
     assert "which students' code can read" in capsys.readouterr().err
 
 
+@needs_linux
 def test_without_a_sandbox_the_report_says_so(tmp_path, capsys):
     """The only code that runs outside the sandbox in these tests: the lab's own solutions."""
     place = samples.hand_in(tmp_path / "class", {"A": samples.stored(samples.notebook())})

@@ -136,6 +136,15 @@ def test_a_zip_with_links_traversal_and_a_bomb(tmp_path):
     assert not (tmp_path / "evil").exists() and {path.name for path in tmp_path.iterdir()} == {"a.zip"}
 
 
+def test_a_path_that_leads_out_of_the_zip_is_nobodys(tmp_path):
+    """Otherwise it would be graded in another student's place, since its name comes first."""
+    entries = {"class/Ada/small-lab.ipynb": b"1", "class/Ben/small-lab.ipynb": b"2"}
+    hostile = {"../Ada/small-lab.ipynb": b"3", "/class/Ben/small-lab.ipynb": b"4"}
+    read = found(make_zip(tmp_path / "a.zip", hostile | entries))
+    assert (read["Ada"], read["Ben"], len(read)) == ((b"1", []), (b"2", []), 3)
+    assert "its path leads out of the zip" in read["?"][1]
+
+
 def test_a_damaged_entry_and_a_locked_one(tmp_path):
     path = make_zip(tmp_path / "a.zip", {"Ada/small-lab.ipynb": os.urandom(5000)})
     data = bytearray(path.read_bytes())
