@@ -1,6 +1,6 @@
 """What grading costs: beside plain nbval, as the class grows, and in memory; and what every attack came to.
 
-    python benchmarks/grading.py cost      # a few notebooks, in turn with plain nbval
+    python benchmarks/grading.py cost      # each lab, in turn with plain nbval; "cost NAME" for only one
     python benchmarks/grading.py class     # 10 to 200 submissions, two at a time
     python benchmarks/grading.py sample    # the eight students of the instructor's guide
     python benchmarks/grading.py attacks   # each attack of the tests, as a whole submission
@@ -120,12 +120,14 @@ def plain_nbval(notebook: bytes, name: str) -> None:
         )
 
 
-def cost() -> dict[str, Any]:
-    """Both in turn: the notebook alone with nbval, and all of the grading."""
-    measured = {}
-    for source in [samples.SOURCE, *labs.sources([PROJECT / "labs"])]:
+def cost(names: list[str]) -> dict[str, Any]:
+    """Both in turn: the notebook alone with nbval, and all of the grading. Labs that are not named stay."""
+    known = {source.name: source for source in [samples.SOURCE, *labs.sources([PROJECT / "labs"])]}
+    stored = json.loads(RESULTS.read_text())["cost"]["labs"] if names else {}
+    measured = {name: stored[name] for name in known if name in stored}
+    for source in known.values():
         lab = labs.understand(source)
-        if not lab.exercises:
+        if not lab.exercises or (names and lab.name not in names):
             continue
         solved = labs.write(lab.notebook)
         rebuilt = rebuild(lab, solved).notebook.encode()
@@ -148,7 +150,7 @@ def cost() -> dict[str, Any]:
         overhead = {key: medians["grading"][key] / medians["nbval"][key] - 1 for key in ("seconds", "cpu")}
         parts = sum(len(exercise.parts) for exercise in lab.exercises.values())
         measured[lab.name] = {**medians, "overhead": overhead, "parts": parts}
-    return {"repeats": REPEATS, "labs": measured}
+    return {"repeats": REPEATS, "labs": {name: measured[name] for name in known if name in measured}}
 
 
 # ------------------------------------------------------------------------------------ as the class grows
@@ -371,14 +373,20 @@ def verdict_of_nbgrader() -> dict[str, Any]:
 
 
 def main() -> None:
-    parts = {"cost": cost, "class": growth, "sample": sample_class, "attacks": attack_table}
-    parts["nbgrader"] = verdict_of_nbgrader
+    parts = {
+        "class": growth,
+        "sample": sample_class,
+        "attacks": attack_table,
+        "nbgrader": verdict_of_nbgrader,
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=parts)
-    part = parser.parse_args().part
-    measured = parts[part]()
+    parser.add_argument("part", choices=["cost", *parts])
+    parser.add_argument("labs", nargs="*", help="for cost: only these")
+    options = parser.parse_args()
+    part = options.part
+    measured = cost(options.labs) if part == "cost" else parts[part]()
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     stored["command"] = "python benchmarks/grading.py cost|class|sample|attacks|nbgrader"
     stored["machine"] = {"processor": basics.processor(), "cores": os.cpu_count()}
