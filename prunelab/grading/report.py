@@ -31,8 +31,9 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; }
-pre { white-space: pre-wrap; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .right { color: var(--good); } .wrong { color: var(--bad); } .quiet { opacity: .75; }
+table.everybody th:first-child { min-width: 8rem; }
 table.parts th:first-child { width: 32%; } table.parts th:last-child { width: 5rem; }
 .bar { background: var(--good); height: .8rem; }
 td.room { background: var(--soft); width: 60%; vertical-align: middle; }
@@ -191,7 +192,7 @@ def overview(students: dict[str, list[Result]]) -> str:
         )
         body += _distribution(points, results[0]["of"])
         body += _hardest(results)
-    body.append("<h2>Everybody</h2><table><tr><th>student</th>")
+    body.append('<h2>Everybody</h2><table class="everybody"><tr><th>student</th>')
     body.append("".join(f'<th class="number">{escape(lab)}</th>' for lab in by_lab) + "<th>notes</th></tr>")
     for student, results in students.items():
         link = f'<a href="students/{escape(file_name(student))}.html">{escape(student)}</a>'
