@@ -7,10 +7,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import book as book_tool
 import environment
 import ipywidgets as widgets
+import launch
 import pytest
 from ipywidgets.embed import dependency_state, embed_data
 from playwright.sync_api import Browser, TimeoutError, sync_playwright
@@ -200,3 +203,20 @@ def test_changed_package_drops_cached_outputs(tmp_path: Path) -> None:
     module.write_text("p = 2")
     book_tool.drop_stale_cache(tmp_path, tmp_path / "_build")
     assert not cache.exists()
+
+
+def test_launch_buttons_wait_for_the_repositorys_address(tmp_path: Path) -> None:
+    class Config:
+        lab_buttons: ClassVar = {"binderhub_url": "https://mybinder.org"}
+        html_theme_options: ClassVar = {"repository_url": ""}
+
+    app = SimpleNamespace(config=Config)
+
+    def buttons(page: str) -> dict:
+        launch.on_labs_only(app, page, "page.html", {}, None)
+        return Config.html_theme_options["launch_buttons"]
+
+    assert buttons("labs/01-first-pruning") == {}
+    Config.html_theme_options["repository_url"] = "https://github.com/someone/prunelab"
+    assert buttons("labs/01-first-pruning") == Config.lab_buttons
+    assert buttons("chapters/introduction") == {}
