@@ -7,7 +7,7 @@ VENV   := .venv/bin/python
 # Kernels are those of .venv, whatever else is registered on this machine.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup book test lab results lint format clean
+.PHONY: help setup book test lab results outputs lint format clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -30,6 +30,10 @@ results: setup ## run a small sweep from scratch, and compare it with the stored
 	@mkdir -p _build && rm -f _build/results.sqlite*
 	@$(VENV) -m prunelab sweep results/sweeps/small.toml --out _build/results.sqlite
 	@$(VENV) -m prunelab sweep results/sweeps/small.toml --out _build/results.sqlite --compare results/sweeps/small.json
+
+# On CIFAR-10, which PRUNELAB_DATA names or `prunelab data --download` has fetched; minutes for each lab.
+outputs: setup ## run the labs whose stored outputs are older than the code, and store new ones
+	@$(VENV) tools/store_labs.py labs/*.ipynb
 
 lint: setup ## check format, style and types
 	@$(VENV) -m ruff format --check . && $(VENV) -m ruff check . && $(VENV) -m mypy

@@ -1,5 +1,8 @@
 """Run labs from top to bottom and store their outputs: `.venv/bin/python tools/store_labs.py labs/*.ipynb`.
 
+A lab whose outputs were made from the very code that is here, its own and the package's, is not run again; so
+what was interrupted goes on. `--check` runs nothing and says which outputs are older than the code.
+
 What is stored is what a page without a kernel can show: progress bars and live widgets are left out, and so
 is everything that would differ from machine to machine without saying something (times of cells, versions of
 tools).
@@ -8,6 +11,7 @@ tools).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -19,6 +23,25 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PACKAGE = Path(__file__).resolve().parents[1] / "prunelab"
+
+
+def code(notebook: NotebookNode) -> str:
+    """Digest of all code that the outputs depend on: the lab's cells, and the package without the grader."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "grading" not in path.parts:
+            digest.update(path.read_bytes())
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            digest.update(cell.source.encode())
+    return digest.hexdigest()[:16]
+
+
+def is_stored(path: Path) -> bool:
+    """Whether the outputs in the notebook at `path` were made from the code that is here."""
+    notebook = nbformat.read(path, as_version=4)
+    return notebook.metadata.get("prunelab", {}).get("code") == code(notebook)
 
 
 def store(path: Path) -> None:
@@ -52,6 +75,7 @@ def store(path: Path) -> None:
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
+        "prunelab": {"code": code(notebook)},
     }
     nbformat.validate(notebook)
     partial = path.with_suffix(".partial")
@@ -73,7 +97,12 @@ def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("labs", nargs="+", type=Path, help="notebooks, such as labs/*.ipynb")
-    for lab in parser.parse_args().labs:
+    parser.add_argument("--check", action="store_true", help="only say which outputs are older than the code")
+    options = parser.parse_args()
+    old = [lab for lab in options.labs if not is_stored(lab)]
+    if options.check:
+        sys.exit("\n".join(f"{lab}: its outputs are older than the code" for lab in old))
+    for lab in old:
         started = time.perf_counter()
         try:
             store(lab)

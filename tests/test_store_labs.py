@@ -1,0 +1,62 @@
+"""What a lab shows was made from the code that is there."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import store_labs
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    cells = [
+        nbformat.v4.new_markdown_cell("Two", id="say"),
+        nbformat.v4.new_code_cell("print(1 + 1)", id="sum"),
+    ]
+    path = tmp_path / "labs" / "lab.ipynb"
+    path.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def change(path: Path, cell: int, source: str) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[cell].source = source
+    nbformat.write(notebook, path)
+
+
+def test_outputs_are_stored_once_and_known_to_be_older_than_changed_code(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_labs, "PACKAGE", tmp_path / "package")
+    (tmp_path / "package" / "grading").mkdir(parents=True)
+    module, grader = tmp_path / "package" / "one.py", tmp_path / "package" / "grading" / "two.py"
+    module.write_text("a = 1")
+    grader.write_text("b = 1")
+    assert not store_labs.is_stored(lab)
+    store_labs.store(lab)
+    assert nbformat.read(lab, as_version=4).cells[1].outputs[0].text == "2\n"
+    assert store_labs.is_stored(lab)
+    change(lab, 0, "Two, in other words")
+    grader.write_text("b = 2")  # the grader makes no outputs
+    assert store_labs.is_stored(lab)
+    module.write_text("a = 2")
+    assert not store_labs.is_stored(lab)
+    module.write_text("a = 1")
+    change(lab, 1, "print(1 + 2)")
+    assert not store_labs.is_stored(lab)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("import sys; print('careful', file=sys.stderr)", "writes to stderr"),
+        ("import os; print(os.getcwd())", "folder"),
+    ],
+)
+def test_complaints_and_folders_are_not_stored(lab: Path, cell: str, message: str) -> None:
+    change(lab, 1, cell)
+    before = lab.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        store_labs.store(lab)
+    assert lab.read_bytes() == before
