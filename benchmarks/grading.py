@@ -1,10 +1,12 @@
 """What grading costs: beside plain nbval, as the class grows, and in memory; and what every attack came to.
 
-    python benchmarks/grading.py cost      # each lab, in turn with plain nbval; "cost NAME" for only one
+    python benchmarks/grading.py cost      # each lab, in turn with plain nbval
     python benchmarks/grading.py class     # 10 to 200 submissions, two at a time
     python benchmarks/grading.py sample    # the eight students of the instructor's guide
     python benchmarks/grading.py attacks   # each attack of the tests, as a whole submission
-    python benchmarks/grading.py nbgrader  # what nbgrader gives for each lab, solved and untouched
+    python benchmarks/grading.py nbgrader  # what nbgrader gives for each lab's solutions, and in that class
+
+"cost NAME" and "attacks NAME" measure only one anew.
 
 Needs bubblewrap, and the project's tests, whose small lab and attacks it takes. Each part replaces its own
 entry of results/grading.json, and takes minutes to half an hour. CPU seconds are those of all processes
@@ -301,11 +303,12 @@ def sample_class() -> list[dict[str, Any]]:
     return rows
 
 
-def attack_table() -> dict[str, Any]:
-    """Each attack as a whole submission, with honest answers beside it."""
-    rows = []
+def attack_table(names: list[str]) -> dict[str, Any]:
+    """Each attack as a whole submission, with honest answers beside it. Those that are not named stay."""
+    stored = json.loads(RESULTS.read_text())["attacks"] if names else {"rows": []}
+    rows = {row["attack"]: row for row in stored["rows"]}
     settings = run.Settings(memory=1, timeout=80)
-    for attack in tqdm(attacks.ATTACKS, desc="attacks"):
+    for attack in tqdm([one for one in attacks.ATTACKS if not names or one.name in names], desc="attacks"):
         data = samples.stored(samples.notebook(filter_norms=attack.source))
         with watching_sandboxes() as used:
             begin = time.perf_counter()
@@ -314,19 +317,19 @@ def attack_table() -> dict[str, Any]:
         hostile = next(exercise for exercise in result["exercises"] if exercise["id"] == "filter-norms")
         honest = [exercise for exercise in result["exercises"] if exercise is not hostile]
         cells = {cell["cell"]: cell["outcome"] for cell in result["notebook"]["cells"]}
-        rows.append(
-            {
-                "attack": attack.name,
-                "verdict": hostile["parts"][-1]["verdict"],
-                "nbval": result["notebook"]["note"] or f"its check {cells['filter-norms-check']}",
-                "gained": hostile["points"],
-                "beside": sum(exercise["points"] for exercise in honest),
-                "beside_of": sum(exercise["of"] for exercise in honest),
-                "seconds": seconds,
-                "memory": used["memory"],
-            }
-        )
-    return {"memory_limit": settings.memory, "rows": rows, "around": attacks_around_answers()}
+        rows[attack.name] = {
+            "attack": attack.name,
+            "verdict": hostile["parts"][-1]["verdict"],
+            "nbval": result["notebook"]["note"] or f"its check {cells['filter-norms-check']}",
+            "gained": hostile["points"],
+            "beside": sum(exercise["points"] for exercise in honest),
+            "beside_of": sum(exercise["of"] for exercise in honest),
+            "seconds": seconds,
+            "memory": used["memory"],
+        }
+    around = stored["around"] if names else attacks_around_answers()
+    ordered = [rows[attack.name] for attack in attacks.ATTACKS if attack.name in rows]
+    return {"memory_limit": settings.memory, "rows": ordered, "around": around}
 
 
 def attacks_around_answers() -> list[dict[str, Any]]:
@@ -355,38 +358,38 @@ def attacks_around_answers() -> list[dict[str, Any]]:
 
 
 def verdict_of_nbgrader() -> dict[str, Any]:
-    """Points that nbgrader gives to each released lab: solved, and as it was released."""
+    """Points that nbgrader gives to every released lab with its solutions, and to four students of the class.
+
+    The four are honest: nbgrader runs them on the bare machine.
+    """
     known = [labs.understand(source) for source in labs.sources([PROJECT / "labs"])]
     known = [lab for lab in known if lab.exercises]
-    released = {lab.name: labs.write(labs.released(lab)) for lab in known}
+    released = {lab.name: labs.write(labs.released(lab)) for lab in [samples.LAB, *known]}
     handed_in = {(lab.name, "solved"): labs.write(lab.notebook) for lab in known}
-    handed_in |= {(name, "untouched"): notebook for name, notebook in released.items()}
+    deserved = {(lab.name, "solved"): lab.points for lab in known}
+    for student in ("Ada perfect", "Ben partial", "Cem wrong", "Dee empty"):
+        name = (samples.LAB.name, student)
+        handed_in[name], deserved[name] = samples.sample_class()[student]
     with tempfile.TemporaryDirectory() as folder:
         marks = gradebook.mark(Path(folder), released, handed_in)
-    return {
-        "version": importlib.metadata.version("nbgrader"),
-        "labs": {
-            lab.name: {student: marks[lab.name, student] for student in ("solved", "untouched")}
-            for lab in known
-        },
-    }
+    rows = [
+        {"lab": lab, "student": student, "nbgrader": given, "of": most, "here": deserved[lab, student]}
+        for (lab, student), (given, most) in marks.items()
+    ]
+    return {"version": importlib.metadata.version("nbgrader"), "rows": rows}
 
 
 def main() -> None:
-    parts = {
-        "class": growth,
-        "sample": sample_class,
-        "attacks": attack_table,
-        "nbgrader": verdict_of_nbgrader,
-    }
+    parts = {"class": growth, "sample": sample_class, "nbgrader": verdict_of_nbgrader}
+    by_name = {"cost": cost, "attacks": attack_table}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["cost", *parts])
-    parser.add_argument("labs", nargs="*", help="for cost: only these")
+    parser.add_argument("part", choices=[*by_name, *parts])
+    parser.add_argument("names", nargs="*", help="labs for cost, or attacks: the others keep their results")
     options = parser.parse_args()
     part = options.part
-    measured = cost(options.labs) if part == "cost" else parts[part]()
+    measured = by_name[part](options.names) if part in by_name else parts[part]()
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     stored["command"] = "python benchmarks/grading.py cost|class|sample|attacks|nbgrader"
     stored["machine"] = {"processor": basics.processor(), "cores": os.cpu_count()}

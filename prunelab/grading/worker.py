@@ -19,6 +19,7 @@ import os
 import resource
 import shutil
 import struct
+import symtable
 import sys
 import tempfile
 import traceback
@@ -324,12 +325,20 @@ def needed(cells: list[str]) -> list[str]:
 
 
 def names(source: str) -> tuple[set[str], set[str]]:
-    """The names that a cell uses, and those that it defines at its top level."""
+    """The names that a cell takes from outside its functions, and those that it defines at its top level."""
     try:
         parsed = ast.parse(source)
+        scopes = [symtable.symtable(source, "cell", "exec")]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set(), set()
-    used = {node.id for node in ast.walk(parsed) if isinstance(node, ast.Name)}
+    used: set[str] = set()
+    for scope in scopes:  # a function's own variables are nobody else's
+        scopes += scope.get_children()
+        used |= {
+            symbol.get_name()
+            for symbol in scope.get_symbols()
+            if symbol.is_referenced() and (symbol.is_global() or scope.get_type() == "module")
+        }
     bound: set[str] = set()
     for node in top_level(parsed.body):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
