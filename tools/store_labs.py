@@ -58,7 +58,6 @@ def store(path: Path) -> None:
         notebook,
         kernel_name="python3",
         resources={"metadata": {"path": path.parent}},
-        store_widget_state=False,
         record_timing=False,
     )
     client.execute()
