@@ -181,7 +181,7 @@ def test_each_fault_is_noticed(browser: Browser, tmp_path: Path, fault: str, bod
 
 
 def test_warning_fails_the_build(tmp_path: Path) -> None:
-    for name in ("_config.yml", "_static", "vendor_root", "references.bib"):
+    for name in ("_config.yml", "_static", "tools", "vendor_root", "references.bib"):
         (tmp_path / name).symlink_to(environment.ROOT / name)
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: index\n")
     (tmp_path / "index.md").write_text("# A page\n\nIt cites {cite}`nobody1900nothing`.\n")
