@@ -100,7 +100,7 @@ def main() -> None:
         "amounts": AMOUNTS,
         "seeds": SEEDS,
         "gates": GATES,
-        "versions": {"torch": torch.__version__.split("+")[0], "prunelab": pl.__version__},
+        "versions": basics.versions(),
         "families": {method.name: method.family for method in judges},
         "accuracy": {scope: {} for scope in SCOPES},
     }

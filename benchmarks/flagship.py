@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import prunelab as pl
-from prunelab.basics import processor, whole_file
+from prunelab.basics import processor, versions, whole_file
 from prunelab.training import Distillation
 
 RESULTS = Path(__file__).parents[1] / "results" / "flagship.json"
@@ -139,7 +139,7 @@ def main() -> None:
         "settings": asdict(settings),
         "precision": options.precision,
         "machine": {"processor": processor(), "threads": options.threads},
-        "versions": {"prunelab": pl.__version__, "torch": torch.__version__.split("+")[0]},
+        "versions": versions(),
         "dense": measured(teacher, data),
         "pruned": measured(small, data),
     }

@@ -20,7 +20,6 @@ import csv
 import importlib.metadata
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -32,10 +31,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-import prunelab
 from prunelab import basics
 from prunelab.grading import lab as labs
 from prunelab.grading import run, sandbox
@@ -393,8 +390,7 @@ def main() -> None:
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     stored["command"] = "python benchmarks/grading.py cost|class|sample|attacks|nbgrader"
     stored["machine"] = {"processor": basics.processor(), "cores": os.cpu_count()}
-    versions = {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
-    stored["versions"] = {**versions, "prunelab": prunelab.__version__}
+    stored["versions"] = basics.versions()
     stored[part] = measured
     RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
 

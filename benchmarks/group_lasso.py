@@ -8,18 +8,16 @@ given as a share of the smallest one at which everything is zero. It needs no da
 """
 
 import json
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import sklearn
 import torch
 from sklearn.linear_model import lasso_path
 from torch import Tensor
 
-import prunelab as pl
+from prunelab.basics import versions
 from prunelab.regularisers import block_soft_threshold, soft_threshold
 
 RESULTS = Path(__file__).parent.parent / "results" / "group_lasso.json"
@@ -119,12 +117,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/group_lasso.py",
         "seeds": SEEDS,
-        "versions": {
-            "prunelab": pl.__version__,
-            "torch": torch.__version__.split("+")[0],
-            "scikit-learn": sklearn.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions("scikit-learn"),
         "shares": SHARES,
         "problem": {
             "samples": SAMPLES,

@@ -10,7 +10,6 @@ Nothing is chosen on the test set: every method, amount and seed is fixed below.
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import prunelab as pl
-from prunelab.basics import processor
+from prunelab.basics import processor, versions
 
 RESULTS = Path(__file__).parent.parent / "results" / "introduction.json"
 SPARSITIES = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98]
@@ -129,11 +128,7 @@ def main() -> None:
         "data": pl.models.checkpoints()[f"resnet20-{data.name}"]["source"],
         "test_pictures": len(data.test),
         "seeds": SEEDS,
-        "versions": {
-            "prunelab": pl.__version__,
-            "torch": torch.__version__.split("+")[0],
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": THREADS},
         "latency_repeats": REPEATS,
         "accuracy": measure_accuracy(model, data),

@@ -15,11 +15,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import prunelab as pl
-from prunelab.basics import processor, whole_file
+from prunelab.basics import processor, versions, whole_file
 from prunelab.leaderboard import measure
 from prunelab.training import Distillation
 
@@ -73,7 +72,7 @@ def main() -> None:
         "command": "python benchmarks/leaderboard.py",
         "data": data.source.removeprefix("data: "),
         "seeds": [0],
-        "versions": {"prunelab": pl.__version__, "torch": torch.__version__.split("+")[0]},
+        "versions": versions(),
     }
     with whole_file(RESULTS) as partial:
         partial.write_text(json.dumps(stored, indent=1) + "\n")

@@ -30,7 +30,7 @@ from torch import nn
 
 import prunelab as pl
 from prunelab import metrics
-from prunelab.basics import processor, whole_file
+from prunelab.basics import processor, versions, whole_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "metrics_table.json"
@@ -209,7 +209,7 @@ def main() -> None:
             rows[name]["latency"] = latency
     result = {
         "command": "python benchmarks/metrics_table.py",
-        "versions": {"prunelab": pl.__version__, "torch": torch.__version__.split("+")[0]},
+        "versions": versions(),
         "machine": {
             "system": platform.system(), "processor": processor(), "cores": os.cpu_count(),
             "threads": THREADS,

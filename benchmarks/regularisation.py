@@ -145,7 +145,10 @@ def group_lasso(bench: Bench, plain: nn.Module) -> list[dict]:
                 {
                     "granularity": granularity,
                     "strength": strength,
-                    "groups_zero": torch.cat([(rows == 0).all(1) for rows in groups]).double().mean().item(),
+                    "groups_zero": torch.cat([(group == 0).all(1) for group in groups])
+                    .double()
+                    .mean()
+                    .item(),
                     "sparsity": pl.metrics.sparsity(model),
                     "length_left": (now / usual)[now > 0].median().item(),
                     "accuracy": bench.accuracy(model),
@@ -236,7 +239,7 @@ def main() -> None:
         "edges": [round(edge.item(), 3) for edge in EDGES],
         "precision": "bfloat16",
         "machine": {"processor": basics.processor()},
-        "versions": {"torch": torch.__version__.split("+")[0], "prunelab": pl.__version__},
+        "versions": basics.versions(),
         "seeds": [],
         "runs": [],
     }

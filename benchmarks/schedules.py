@@ -8,7 +8,6 @@ Three seeds; about five minutes on one core. Nothing is chosen by the test pictu
 """
 
 import json
-import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 import prunelab as pl
-from prunelab.basics import processor
+from prunelab.basics import processor, versions
 
 RESULTS = Path(__file__).parent.parent / "results" / "schedules.json"
 SEEDS = [0, 1, 2]
@@ -28,6 +27,7 @@ GRADUAL = ("linear", "cosine", "agp", "one_cycle")
 EVERY, END = 10, 0.6  # steps between two prunings; the last two fifths recover
 ROUNDS = 3
 DSD_AMOUNT, DSD_LAYER = 0.3, "features.17"  # whose weights are stored
+TRAINING = {"batch_size": BATCH, "validate": False, "progress": False, "precision": "bfloat16"}
 CLIFF = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # amounts of weights, nothing retrained
 
 
@@ -35,8 +35,7 @@ def three_phases(dense: nn.Module, few: pl.data.Data) -> dict[str, list[float]]:
     """Weights of one layer when dense, after the sparse training and after the second dense one: the same
     thousand places each time.
     """
-    how = {"epochs": EPOCHS // ROUNDS, "batch_size": BATCH, "validate": False, "progress": False}
-    how["precision"] = "bfloat16"
+    how = {**TRAINING, "epochs": EPOCHS // ROUNDS}
     sparse = pl.sparsify(dense, criterion="l1", amount=DSD_AMOUNT)
     pl.fit(sparse, few, lr=LR, **how)
     again = pl.finalize(sparse)
@@ -57,20 +56,19 @@ def main() -> None:
     recipes = pl.recipes
     found: dict[str, list[float]] = {}
 
+    def accuracy(model: nn.Module) -> float:
+        return pl.evaluate(model, data.test, progress=False).accuracy
+
     def note(name: str, model: nn.Module) -> None:
-        measured = pl.evaluate(model, data.test, progress=False).accuracy
-        found.setdefault(name, []).append(round(measured, 4))
+        found.setdefault(name, []).append(round(accuracy(model), 4))
         print(name, found[name], file=sys.stderr, flush=True)
 
-    before = pl.evaluate(dense, data.test, progress=False).accuracy
+    before = accuracy(dense)
     cliff = {
         criterion: [
             [
-                pl.evaluate(sparse, data.test, progress=False).accuracy
+                accuracy(pl.sparsify(dense, criterion=criterion, amount=amount, scope="global", seed=seed))
                 for amount in CLIFF
-                for sparse in [
-                    pl.sparsify(dense, criterion=criterion, amount=amount, scope="global", seed=seed)
-                ]
             ]
             for seed in seeds
         ]
@@ -78,8 +76,7 @@ def main() -> None:
     }
     phases = three_phases(dense, few)
     for seed in SEEDS:
-        how = {"seed": seed, "lr": LR, "batch_size": BATCH, "validate": False, "progress": False}
-        how["precision"] = "bfloat16"
+        how = {**TRAINING, "seed": seed, "lr": LR}
         long, short = {**how, "epochs": EPOCHS}, {**how, "epochs": EPOCHS // ROUNDS}
         trained_on = recipes.one_shot(dense, few, amount=0.0, **long)
         note("dense, trained on", trained_on.model)
@@ -97,11 +94,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/schedules.py",
         "seeds": SEEDS,
-        "versions": {
-            "prunelab": pl.__version__,
-            "torch": torch.__version__.split("+")[0],
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "machine": {"processor": processor(), "threads": 1},
         "data": "embedded",
         "network": "vgg16, width 0.25",

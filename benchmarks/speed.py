@@ -20,7 +20,6 @@ The results go to ``results/speed.json``.
 import argparse
 import json
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunelab as pl
-from prunelab.basics import processor
+from prunelab.basics import processor, versions
 
 RESULTS = Path(__file__).parent.parent / "results" / "speed.json"
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
@@ -142,11 +141,7 @@ def main() -> None:
     result = {
         "command": " ".join(["python benchmarks/speed.py", *sys.argv[1:]]),
         "network": options.network,
-        "versions": {
-            "prunelab": pl.__version__,
-            "torch": torch.__version__.split("+")[0],
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": THREADS},
         "repeats": options.repeats,
         "block": [BLOCK, BLOCK],

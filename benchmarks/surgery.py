@@ -14,7 +14,6 @@ import copy
 import gc
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -116,13 +115,8 @@ def main() -> None:
     print(f"Torch-Pruning's time / ours, geometric mean: {mean:.2f}")
     result = {
         "command": "python benchmarks/surgery.py",
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__.split("+")[0],
-            "torch_pruning": tp.__version__,
-            "prunelab": pl.__version__,
-        },
+        "machine": {"cores": os.cpu_count(), "processor": basics.processor(), "threads": 1},
+        "versions": basics.versions("torch_pruning"),
         "repeats": REPEATS,
         "amount": AMOUNT,
         "networks": rows,

@@ -11,18 +11,16 @@ Nothing is chosen by the test pictures: every run is reported.
 import copy
 import json
 import math
-import platform
 import sys
 from pathlib import Path
 from statistics import mean
 
-import sklearn
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import prunelab as pl
-from prunelab.basics import processor
+from prunelab.basics import processor, versions
 from prunelab.data import Data, Split
 
 RESULTS = Path(__file__).parent.parent / "results" / "tickets.json"
@@ -32,7 +30,14 @@ EPOCHS, LR, BATCH = 15, 0.1, 64
 PER_ROUND = 0.3  # of what is left, about: so many rounds that each removes no more
 TRAIN, VALIDATION = 1000, 200  # the other 597 pictures are for testing
 FORK_AFTER = (0, 1, 2, 4, 8)  # epochs, for the stability
-TRAINING: dict = {"lr": LR, "batch_size": BATCH, "augment": False, "validate": False, "progress": False}
+TRAINING: dict = {
+    "lr": LR,
+    "batch_size": BATCH,
+    "augment": False,
+    "validate": False,
+    "progress": False,
+    "precision": "float32",
+}
 
 
 def digits() -> Data:
@@ -123,7 +128,6 @@ def barriers(data: Data, seed: int) -> list[float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    TRAINING["precision"] = "float32"
     data = digits()
     methods: dict[str, dict[str, list[float]]] = {}
     for seed in SEEDS:
@@ -134,12 +138,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/tickets.py",
         "seeds": SEEDS,
-        "versions": {
-            "prunelab": pl.__version__,
-            "torch": torch.__version__.split("+")[0],
-            "scikit-learn": sklearn.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions("scikit-learn"),
         "machine": {"processor": processor(), "threads": 1},
         "data": "scikit-learn's digits",
         "pictures": {"train": TRAIN, "test": len(data.test)},

@@ -146,7 +146,7 @@ def main() -> None:
         tqdm.write(line(row))
         result = {
             "command": "python benchmarks/torchvision_networks.py",
-            "versions": {lib.__name__: lib.__version__.split("+")[0] for lib in (torch, torchvision)},
+            "versions": basics.versions("torchvision"),
             "amounts": AMOUNTS,
             "networks": [rows[name] for name in names() if name in rows],
         }

@@ -1,9 +1,10 @@
-"""What several rooms share: the type of a network, evaluation mode for a while, files that are whole, the
-name of the processor.
+"""What several rooms share: the type of a network, evaluation mode for a while, files that are whole, on what
+processor and with which versions a result was made.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
@@ -55,3 +56,9 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of this package, torch, Python and other ``packages``, as they are stored with a result."""
+    found = {name: importlib.metadata.version(name) for name in ("prunelab", "torch", *packages)}
+    return {name: text.split("+")[0] for name, text in found.items()} | {"python": platform.python_version()}

@@ -309,8 +309,7 @@ class _Follower(Runner):
             return self.convolution(ids, weight, bias, module.groups, *arguments, extra, transposed, zeros)
         if isinstance(module, nn.Linear):
             return self.linear(ids, *self.parameters(name, module))
-        frozen = ops.of_torchvision(module, "FrozenBatchNorm2d")
-        if frozen or isinstance(module, (*ops.NORMS, nn.PReLU, nn.GroupNorm)):
+        if ops.normalises(module) or isinstance(module, nn.PReLU | nn.GroupNorm):
             return self.norm(name, module, ids)
         if ops.passes(module):
             return ids

@@ -81,6 +81,11 @@ def passes(module: nn.Module | None) -> bool:
     return isinstance(module, PASSES) or of_torchvision(module, "StochasticDepth")
 
 
+def normalises(module: nn.Module | None) -> bool:
+    """Whether a module shifts and scales each channel by itself."""
+    return isinstance(module, NORMS) or of_torchvision(module, "FrozenBatchNorm2d")
+
+
 def name_of(target: Any) -> str:
     """The one name of a function or method of torch, Python's operators among them; ``""`` for others."""
     if isinstance(target, str):
