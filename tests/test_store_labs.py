@@ -1,5 +1,7 @@
 """What a lab shows was made from the code that is there."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -60,3 +62,12 @@ def test_complaints_and_folders_are_not_stored(lab: Path, cell: str, message: st
     with pytest.raises(ValueError, match=message):
         store_labs.store(lab)
     assert lab.read_bytes() == before
+
+
+def test_check_says_what_is_old_and_fails_only_then(lab: Path) -> None:
+    command = [sys.executable, store_labs.__file__, "--check", lab]
+    before = subprocess.run(command, capture_output=True, text=True)
+    assert before.returncode == 1 and before.stderr == f"{lab}: its outputs are older than the code\n"
+    store_labs.store(lab)
+    after = subprocess.run(command, capture_output=True, text=True)
+    assert (after.returncode, after.stderr) == (0, "")

@@ -100,7 +100,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     old = [lab for lab in options.labs if not is_stored(lab)]
     if options.check:
-        sys.exit("\n".join(f"{lab}: its outputs are older than the code" for lab in old))
+        sys.exit("\n".join(f"{lab}: its outputs are older than the code" for lab in old) or 0)
     for lab in old:
         started = time.perf_counter()
         try:
