@@ -69,6 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--out", type=Path, default=Path("runs/sweeps.sqlite"), help="results (default: %(default)s)"
     )
+    command.add_argument(
+        "--known",
+        type=Path,
+        metavar="STORED",
+        help="an earlier --export json, of another machine perhaps: its runs are not done again",
+    )
     command.add_argument("--workers", type=int, help="processes (default: as many as the cores allow)")
     command.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: %(default)s)")
     command.add_argument(
@@ -207,6 +213,11 @@ def _sweep(options: argparse.Namespace) -> int:
     described = experiments.read(options.file)
     if options.status or options.export or options.plot or options.compare:
         return _look(options, described)
+    if options.known:
+        known = results.from_json(options.known.read_text())
+        with closing(results.Store(options.out)) as store:
+            taken = store.take(known["runs"], known["versions"]["prunelab"])
+        print(f"{options.known}: {taken} runs taken over into {options.out}")
     counted = experiments.sweep(
         described.configurations,
         options.out,

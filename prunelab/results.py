@@ -216,6 +216,43 @@ class Store:
         )
         return changed.rowcount == 1
 
+    def take(self, runs: Iterable[Mapping[str, Any]], version: str) -> int:
+        """Write down what was done elsewhere; what is done here already stays as it is.
+
+        Args:
+            runs: as :func:`from_json` gives them.
+            version: of the package that did them.
+        Returns:
+            How many of the runs are new here.
+        """
+        rows = [
+            {
+                "key": key(one["configuration"], version),
+                "version": version,
+                "configuration": json.dumps(one["configuration"]),
+                "owner": self.owner,
+                "now": time.time(),
+                "seconds": one["seconds"],
+                "result": json.dumps(one["result"]),
+                "facts": json.dumps(one["facts"]),
+            }
+            for one in runs
+        ]
+        with self.database:
+            self.database.execute("BEGIN")
+            changed = self.database.executemany(
+                """
+                INSERT INTO runs (key, version, configuration, state, owner, alive, finished, seconds, result, facts)
+                VALUES (:key, :version, :configuration, 'done', :owner, :now, :now, :seconds, :result, :facts)
+                ON CONFLICT (key) DO UPDATE
+                SET state = 'done', owner = excluded.owner, finished = excluded.finished,
+                    seconds = excluded.seconds, result = excluded.result, facts = excluded.facts, error = NULL
+                WHERE state = 'failed'
+                """,
+                rows,
+            )
+        return changed.rowcount if rows else 0
+
     def states(self, failed_before: float = 0.0) -> dict[str, str]:
         """The states of all runs by key; what :meth:`claim` would take is left out."""
         read = "SELECT key, state, alive, finished FROM runs"
@@ -274,7 +311,8 @@ def to_csv(rows: Iterable[Row]) -> str:
 def to_json(rows: Iterable[Row], **about: Any) -> str:
     """The same for programs and for the book, with what is known ``about`` the sweep: one run a line.
 
-    What is the same in all runs stands once, under ``shared``; facts are listed, each once.
+    What is the same in all runs stands once, under ``shared``; facts are listed, each once, and a run has
+    their place in that list.
     """
     rows = list(rows)
     parts = {"configuration": [row.configuration for row in rows], "result": [row.result for row in rows]}
@@ -295,16 +333,17 @@ def to_json(rows: Iterable[Row], **about: Any) -> str:
             part: {name: value for name, value in mappings[number].items() if name not in shared[part]}
             for part, mappings in parts.items()
         }
-        lines.append(json.dumps({**own, "seconds": row.seconds}))
+        lines.append(json.dumps({**own, "seconds": row.seconds, "facts": facts.index(row.facts)}))
     head = json.dumps({**about, "shared": shared, "facts": facts}, indent=1)
     return head[: -len("\n}")] + ',\n "runs": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """What :func:`to_json` wrote, with what the runs share written out in each of them."""
+    """What :func:`to_json` wrote, with what the runs share and their facts written out in each of them."""
     stored = json.loads(text)
     shared = stored.pop("shared", {})
     for run in stored["runs"]:
         for part in shared:
             run[part] = {**shared[part], **run[part]}
+        run["facts"] = stored["facts"][run["facts"]]
     return stored

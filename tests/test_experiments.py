@@ -453,6 +453,7 @@ def test_export_and_back(tmp_path):
     assert back["about"] == "a try" and back["facts"] == [{"torch": "2"}]
     assert [one["configuration"] for one in back["runs"]] == configurations
     assert [one["result"] for one in back["runs"]] == [row.result for row in rows]
+    assert [one["facts"] for one in back["runs"]] == [{"torch": "2"}] * 2
     assert results.from_json(results.to_json([]))["runs"] == []
 
 
@@ -578,7 +579,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert dict(zip(head.split(","), line.split(",")))["accuracy"] == "0.5"
     assert cli.main([*words, "--export", "json"]) == 0
     exported = results.from_json(capsys.readouterr().out)
-    assert exported["runs"] == [{"configuration": first, "result": {"accuracy": 0.5}, "seconds": 1.0}]
+    [exported_run] = exported["runs"]
+    assert exported_run == {"configuration": first, "result": {"accuracy": 0.5}, "seconds": 1.0, "facts": {}}
     assert exported["command"].startswith("prunelab sweep ") and exported["versions"]["prunelab"] == VERSION
 
     assert cli.main([*words, "--plot", str(tmp_path / "r.png")]) == 1
@@ -589,6 +591,45 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     path.write_text("network = 'resnet'")
     assert cli.main(words) == 1
     assert "network='resnet': did you mean 'resnet" in capsys.readouterr().err
+
+
+def test_runs_of_another_machine_are_not_done_again(tmp_path, capsys):
+    path = written(tmp_path, FILE)
+    first, second = read(path).configurations
+    away = Store(tmp_path / "away.sqlite")
+    for number, one in enumerate((first, second)):
+        away.claim(one, VERSION)
+        away.record(
+            results.key(one, VERSION),
+            result={"accuracy": number / 3},
+            seconds=1.0,
+            facts={"processor": f"of machine {number}"},
+        )
+    cli.main(["sweep", str(path), "--out", str(away.path), "--export", "json"])
+    stored = tmp_path / "stored.json"
+    stored.write_text(capsys.readouterr().out)
+
+    here = Store(tmp_path / "here.sqlite")
+    here.claim(first, VERSION)
+    here.record(results.key(first, VERSION), result={"accuracy": 0.9}, seconds=1.0)  # done here before
+    assert cli.main(["sweep", str(path), "--out", str(here.path), "--known", str(stored)]) == 0
+    assert "1 runs taken over" in capsys.readouterr().out
+    rows = list(here.rows(results.key(one, VERSION) for one in (first, second)).values())
+    assert [row.result["accuracy"] for row in rows] == [0.9, 1 / 3]
+    assert [row.state for row in rows] == ["done", "done"]
+    assert rows[1].facts == {"processor": "of machine 1"}
+    assert here.take(results.from_json(stored.read_text())["runs"], "0.0.1") == 2  # not of this version
+
+
+def test_what_failed_here_is_taken_from_where_it_was_done(tmp_path):
+    store = Store(tmp_path / "r.sqlite")
+    configuration = {"seed": 0}
+    store.claim(configuration, "1")
+    store.record(results.key(configuration, "1"), error="no memory")
+    done = {"configuration": configuration, "result": {"accuracy": 0.5}, "seconds": 2.0, "facts": {}}
+    assert store.take([done], "1") == 1
+    [row] = store.rows([results.key(configuration, "1")]).values()
+    assert (row.state, row.result, row.error) == ("done", {"accuracy": 0.5}, None)
 
 
 def test_compare_and_plot(tmp_path, capsys):
@@ -605,7 +646,7 @@ def test_compare_and_plot(tmp_path, capsys):
     assert cli.main([*words, "--compare", str(stored)]) == 0
     shown = capsys.readouterr().out
     assert "l1" in shown and "accuracy of 2 of 2 methods is what it was" in shown and "DIFFERS" not in shown
-    changed = results.from_json(stored.read_text())
+    changed = json.loads(stored.read_text())
     changed["runs"][0]["result"]["accuracy"] += 0.3  # the first of the two seeds of l1
     stored.write_text(json.dumps(changed))
     assert cli.main([*words, "--compare", str(stored)]) == 0  # so large a spread allows much
