@@ -213,10 +213,13 @@ def test_launch_buttons_wait_for_the_repositorys_address(tmp_path: Path) -> None
     app = SimpleNamespace(config=Config)
 
     def buttons(page: str) -> dict:
-        launch.on_labs_only(app, page, "page.html", {}, None)
+        launch.on_labs_only(app, page, "page.html", context, None)
         return Config.html_theme_options["launch_buttons"]
 
-    assert buttons("labs/01-first-pruning") == {}
+    context = {"body": "<h1>Lab</h1><p>Text</p>"}
+    assert buttons("labs/01-first-pruning") == {} and "pip" not in context["body"]
     Config.html_theme_options["repository_url"] = "https://github.com/someone/prunelab"
     assert buttons("labs/01-first-pruning") == Config.lab_buttons
+    assert "%pip install --quiet git+https://github.com/someone/prunelab</code>" in context["body"]
+    assert context["body"].startswith("<h1>Lab</h1>") and context["body"].endswith("<p>Text</p>")
     assert buttons("chapters/introduction") == {}
