@@ -1,9 +1,10 @@
 """No measured number is typed into prose: it would stay behind when the measurement is made anew.
 
 What looks like one (a decimal fraction, a percentage, "3 times") has to come from somewhere: in a page
-from `glue`, which fetches it from a result; in a lab from the outputs that are stored in it. Numbers that are chosen
-and not measured stand in the code beside the prose too; those that others have measured stand in a paragraph
-with the citation; an exercise ("Try it") computes its own; and what a sentence only supposes is listed here.
+from `glue`, which fetches it from a result; in a lab from the outputs that are stored in it. Numbers that are
+chosen and not measured stand in the code beside the prose too; those that others have measured stand in a
+paragraph with the citation; an exercise ("Try it") computes its own; and what a sentence only supposes is
+listed here.
 """
 
 import json
