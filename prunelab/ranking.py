@@ -154,6 +154,64 @@ def tables(runs: Iterable[Mapping[str, Any]], measure: str = "accuracy") -> dict
     return result
 
 
+SETTINGS = {
+    "prune.flops": "{:.0f} % of the FLOPs left",
+    "sparsify.amount": "sparsity {:.0f} %",
+    "recipe.amount": "amount {:.0f} %",
+}
+
+
+def measured(
+    runs: Iterable[Mapping[str, Any]],
+    names: Iterable[str],
+    method: str = "prune.criterion",
+    setting: str = "prune.flops",
+) -> str:
+    """What a sweep found for some methods, as a table in Markdown: the dense network, random choice if it was
+    tried, and the methods that were asked for, with accuracies in per cent.
+
+    Args:
+        runs: as ``prunelab.results.from_json(...)["runs"]``.
+        names: the methods, in the order of the rows.
+        method, setting: entries of the configuration, joined by dots: what a row and what a column stand for.
+    Returns:
+        A table with "before → after" the last training in each cell, or just the end where nothing was
+        measured before; ± is the standard deviation over the seeds.
+    Raises:
+        ValueError: a method that was not run.
+    """
+    found: dict[str, dict[float, list[tuple[float | None, float]]]] = defaultdict(lambda: defaultdict(list))
+    for one in runs:
+        row = flat(one["configuration"])
+        accuracies = one["result"].get("accuracy_before"), one["result"]["accuracy"]
+        found[row.get(method, "dense")][row.get(setting, math.nan)].append(accuracies)
+    dense = found.pop("dense", {})
+    columns = sorted(
+        {value for values in found.values() for value in values}, reverse=setting == "prune.flops"
+    )
+    names = dict.fromkeys(["random"] * ("random" in found) + list(names))
+    if missing := names.keys() - found.keys():
+        raise ValueError(f"not in these runs: {', '.join(sorted(missing))}")
+    lines = ["| | " + " | ".join(SETTINGS[setting].format(100 * value) for value in columns) + " |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    if dense:
+        lines.append(
+            "| dense, trained alike | " + " | ".join([_in_words(*dense.values())] * len(columns)) + " |"
+        )
+    for name in names:
+        cells = [_in_words(found[name][value]) if value in found[name] else "" for value in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _in_words(pairs: Sequence[tuple[float | None, float]]) -> str:
+    befores, afters = zip(*pairs)
+    text = f"{100 * statistics.mean(afters):.1f}"
+    if len(afters) > 1:
+        text += f" ± {100 * statistics.stdev(afters):.1f}"
+    return text if None in befores else f"{100 * statistics.mean(befores):.1f} → {text}"
+
+
 class Difference(NamedTuple):
     """One method in two sweeps: the means over the seeds, and how far they may lie apart by chance."""
 

@@ -141,3 +141,38 @@ def test_sweeps_agree_within_the_spread_over_the_seeds():
     assert not any(one.agrees for one in ranking.compare(stored, changed(stored, -0.2)))
     with pytest.raises(ValueError, match="1 runs are only in one of both, such as .*l1"):
         ranking.compare(stored, stored[1:])
+
+
+# ------------------------------------------------------------------------------------ in the book
+
+
+def run_of(before, after, seed=0, **stage):
+    result = {"accuracy": after} | ({} if before is None else {"accuracy_before": before})
+    return {"configuration": {"seed": seed, **stage}, "result": result}
+
+
+def test_table_for_the_book():
+    cut = {"flops": 0.5, "criterion": "l1"}
+    runs = [
+        run_of(0.9, 0.88),
+        run_of(0.1, 0.80, 0, prune=cut),
+        run_of(0.3, 0.82, 1, prune=cut),
+        run_of(0.2, 0.60, 0, prune=cut | {"criterion": "random"}),
+        run_of(0.5, 0.85, 0, prune=cut | {"flops": 0.7}),
+        run_of(0.5, 0.85, 0, prune=cut | {"criterion": "l2"}),
+    ]
+    assert ranking.measured(runs, ["l1"]).splitlines() == [
+        "| | 70 % of the FLOPs left | 50 % of the FLOPs left |",
+        "|---|---|---|",
+        "| dense, trained alike | 90.0 → 88.0 | 90.0 → 88.0 |",
+        "| random |  | 20.0 → 60.0 |",
+        "| l1 | 50.0 → 85.0 | 20.0 → 81.0 ± 1.4 |",
+    ]
+    with pytest.raises(ValueError, match="not in these runs: linf"):
+        ranking.measured(runs, ["linf", "l1"])
+
+
+def test_table_of_recipes_has_no_before():
+    runs = [run_of(None, 0.8, recipe={"name": "gradual", "amount": 0.9})]
+    [_, _, line] = ranking.measured(runs, ["gradual"], "recipe.name", "recipe.amount").splitlines()
+    assert line == "| gradual | 80.0 |"
