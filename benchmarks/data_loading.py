@@ -14,13 +14,18 @@ that is faster on this machine), with the same augmentation:
 
 Each is timed with the network and without it ("pictures only"). The ways take turns, in another order each
 time, and a ratio is made of times of the same turn, so that a machine that is busy is busy for all of them.
+
+Writes results/data_loading.json.
 """
 
 import argparse
+import json
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +34,10 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 import prunelab as pl
+from prunelab import basics
 from prunelab.training import fastest_precision
 
+RESULTS = Path(__file__).parents[1] / "results" / "data_loading.json"
 BATCH_SIZE = 128
 WORKERS = (0, 1, 2)
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -72,9 +79,11 @@ def main() -> None:
 
     overhead = [100 * (ratio - 1) for ratio in ratios(with_network, "prunelab", "ready-made")]
     print(f"\nan epoch against ready-made tensors: {quartiles(overhead, '+.1f')} % longer (goal: at most 10)")
+    result = {"overhead": statistics.median(overhead) / 100, "faster": {}}
     for what, times in (("pictures only", pictures_only), ("with the network", with_network)):
         best = min(loaders, key=lambda name: statistics.median(times[name]))
         faster = ratios(times, best, "prunelab")
+        result["faster"][what] = {"than": best, "times": statistics.median(faster)}
         print(f"{what}: {quartiles(faster, '.2f')} times as fast as {best} (goal: 2)")
     network = statistics.median(with_network["ready-made"])
     best_time = min(statistics.median(with_network[name]) for name in loaders)
@@ -82,6 +91,21 @@ def main() -> None:
         f"with the network, pictures that cost nothing would be {best_time / network:.2f} times as fast: "
         "the rest is the network's own time"
     )
+    result |= {
+        "command": "python benchmarks/data_loading.py",
+        "pictures": len(train),
+        "batch_size": BATCH_SIZE,
+        "precision": options.precision,
+        "at_most": best_time / network,
+        "machine": {
+            "cores": os.cpu_count(),
+            "processor": basics.processor(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": basics.versions("torchvision"),
+    }
+    with basics.whole_file(RESULTS) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def torchvision_loader(split: pl.data.Split, workers: int) -> DataLoader:
