@@ -3,9 +3,10 @@
     python benchmarks/evidence.py       # about ten minutes on two cores
 
 512 training pictures. The time of a criterion is that of gathering what it needs and of scoring all
-convolutions, as a multiple of one plain forward and backward pass over the same pictures in the same run. Left
-out are the oracle, which by its nature runs the network once for every group, and the gates, which have to be
-trained first. Times are the processor's, which other programs disturb less. Writes results/evidence.json.
+convolutions, as a multiple of one plain forward and backward pass over the same pictures in the same run.
+Left out are the oracle, which by its nature runs the network once for every group, and the gates, which have
+to be trained first. Times are the processor's, which other programs disturb less. Writes
+results/evidence.json.
 """
 
 from __future__ import annotations

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from prunelab.results import flat
+from prunelab.results import flat, from_json
 
 Table = Mapping[str, Sequence[float]]
 
@@ -162,17 +164,17 @@ SETTINGS = {
 
 
 def measured(
-    runs: Iterable[Mapping[str, Any]],
+    path: str | os.PathLike,
     names: Iterable[str],
-    method: str = "prune.criterion",
+    method: Sequence[str] = ("prune.criterion",),
     setting: str = "prune.flops",
 ) -> str:
     """What a sweep found for some methods, as a table in Markdown: the dense network, random choice if it was
     tried, and the methods that were asked for, with accuracies in per cent.
 
     Args:
-        runs: as ``prunelab.results.from_json(...)["runs"]``.
-        names: the methods, in the order of the rows.
+        path: what ``prunelab sweep … --export json`` wrote.
+        names: the methods, in the order of the rows; words of ``method`` joined by ``", "``.
         method, setting: entries of the configuration, joined by dots: what a row and what a column stand for.
     Returns:
         A table with "before → after" the last training in each cell, or just the end where nothing was
@@ -181,23 +183,22 @@ def measured(
         ValueError: a method that was not run.
     """
     found: dict[str, dict[float, list[tuple[float | None, float]]]] = defaultdict(lambda: defaultdict(list))
-    for one in runs:
+    for one in from_json(Path(path).read_text())["runs"]:
         row = flat(one["configuration"])
+        name = ", ".join(str(row[key]) for key in method if key in row) or "dense"
         accuracies = one["result"].get("accuracy_before"), one["result"]["accuracy"]
-        found[row.get(method, "dense")][row.get(setting, math.nan)].append(accuracies)
+        found[name][row.get(setting, math.nan)].append(accuracies)
     dense = found.pop("dense", {})
-    columns = sorted(
-        {value for values in found.values() for value in values}, reverse=setting == "prune.flops"
-    )
     names = dict.fromkeys(["random"] * ("random" in found) + list(names))
     if missing := names.keys() - found.keys():
-        raise ValueError(f"not in these runs: {', '.join(sorted(missing))}")
+        raise ValueError(f"not in {path}: {', '.join(sorted(missing))}")
+    columns = sorted({value for name in names for value in found[name]})
+    columns = columns[::-1] if setting == "prune.flops" else columns  # the lightest cut first
     lines = ["| | " + " | ".join(SETTINGS[setting].format(100 * value) for value in columns) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     if dense:
-        lines.append(
-            "| dense, trained alike | " + " | ".join([_in_words(*dense.values())] * len(columns)) + " |"
-        )
+        cells = [_in_words(*dense.values())] * len(columns)
+        lines.append("| dense, trained alike | " + " | ".join(cells) + " |")
     for name in names:
         cells = [_in_words(found[name][value]) if value in found[name] else "" for value in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from prunelab import ranking
+from prunelab.results import Row, to_json
 
 # Table 6 of the paper: C4.5 as it is, and with one or both of two of its parameters tuned. Only the last two
 # of `voting`, of which the second is ranked before the third, are printed as equal: there a digit is added.
@@ -146,33 +147,40 @@ def test_sweeps_agree_within_the_spread_over_the_seeds():
 # ------------------------------------------------------------------------------------ in the book
 
 
-def run_of(before, after, seed=0, **stage):
-    result = {"accuracy": after} | ({} if before is None else {"accuracy_before": before})
-    return {"configuration": {"seed": seed, **stage}, "result": result}
+def stored(tmp_path, *runs):
+    """An exported sweep of (before, after, seed, stages)."""
+    rows = []
+    for before, after, seed, stages in runs:
+        result = {"accuracy": after} | ({} if before is None else {"accuracy_before": before})
+        rows.append(Row("", "1", {"seed": seed, **stages}, "done", 0.0, 1.0, result))
+    path = tmp_path / "sweep.json"
+    path.write_text(to_json(rows))
+    return path
 
 
-def test_table_for_the_book():
+def test_table_for_the_book(tmp_path):
     cut = {"flops": 0.5, "criterion": "l1"}
-    runs = [
-        run_of(0.9, 0.88),
-        run_of(0.1, 0.80, 0, prune=cut),
-        run_of(0.3, 0.82, 1, prune=cut),
-        run_of(0.2, 0.60, 0, prune=cut | {"criterion": "random"}),
-        run_of(0.5, 0.85, 0, prune=cut | {"flops": 0.7}),
-        run_of(0.5, 0.85, 0, prune=cut | {"criterion": "l2"}),
-    ]
-    assert ranking.measured(runs, ["l1"]).splitlines() == [
+    path = stored(
+        tmp_path,
+        (0.9, 0.88, 0, {}),
+        (0.1, 0.80, 0, {"prune": cut}),
+        (0.3, 0.82, 1, {"prune": cut}),
+        (0.2, 0.60, 0, {"prune": cut | {"criterion": "random"}}),
+        (0.5, 0.85, 0, {"prune": cut | {"flops": 0.7}}),
+        (0.5, 0.85, 0, {"prune": cut | {"criterion": "l2", "flops": 0.3}}),
+    )
+    assert ranking.measured(path, ["l1"]).splitlines() == [
         "| | 70 % of the FLOPs left | 50 % of the FLOPs left |",
         "|---|---|---|",
         "| dense, trained alike | 90.0 → 88.0 | 90.0 → 88.0 |",
         "| random |  | 20.0 → 60.0 |",
         "| l1 | 50.0 → 85.0 | 20.0 → 81.0 ± 1.4 |",
     ]
-    with pytest.raises(ValueError, match="not in these runs: linf"):
-        ranking.measured(runs, ["linf", "l1"])
+    with pytest.raises(ValueError, match="sweep.json: linf"):
+        ranking.measured(path, ["linf", "l1"])
 
 
-def test_table_of_recipes_has_no_before():
-    runs = [run_of(None, 0.8, recipe={"name": "gradual", "amount": 0.9})]
-    [_, _, line] = ranking.measured(runs, ["gradual"], "recipe.name", "recipe.amount").splitlines()
-    assert line == "| gradual | 80.0 |"
+def test_table_of_recipes_has_no_before_and_names_may_be_of_two_words(tmp_path):
+    path = stored(tmp_path, (None, 0.8, 0, {"recipe": {"name": "gradual", "amount": 0.9, "kind": "x"}}))
+    how = ("recipe.name", "recipe.kind"), "recipe.amount"
+    assert ranking.measured(path, ["gradual, x"], *how).splitlines()[2] == "| gradual, x | 80.0 |"
