@@ -27,26 +27,48 @@ def change(path: Path, cell: int, source: str) -> None:
     nbformat.write(notebook, path)
 
 
-def test_outputs_are_stored_once_and_known_to_be_older_than_changed_code(
-    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_labs, "PACKAGE", tmp_path / "package")
-    (tmp_path / "package" / "grading").mkdir(parents=True)
-    module, grader = tmp_path / "package" / "one.py", tmp_path / "package" / "grading" / "two.py"
-    module.write_text("a = 1")
-    grader.write_text("b = 1")
+def test_outputs_are_stored_once_and_known_to_be_older_than_changed_code(lab: Path) -> None:
     assert not store_labs.is_stored(lab)
     store_labs.store(lab)
     assert nbformat.read(lab, as_version=4).cells[1].outputs[0].text == "2\n"
     assert store_labs.is_stored(lab)
     change(lab, 0, "Two, in other words")
-    grader.write_text("b = 2")  # the grader makes no outputs
     assert store_labs.is_stored(lab)
-    module.write_text("a = 2")
-    assert not store_labs.is_stored(lab)
-    module.write_text("a = 1")
     change(lab, 1, "print(1 + 2)")
     assert not store_labs.is_stored(lab)
+
+
+def test_code_is_what_the_cells_import_and_what_that_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "pack"
+    modules = {
+        "__init__.py": "from pack import one",
+        "one.py": "def late():\n    from pack.part.two import deep",
+        "part/__init__.py": "",
+        "part/two.py": "deep = 2",
+        "three.py": "import pack.one",
+        "grading.py": "",
+    }
+    for name, text in modules.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    monkeypatch.setattr(store_labs, "PACKAGE", package)
+
+    def used(source: str) -> set[str]:
+        return {path.relative_to(package).as_posix() for path in store_labs.files(source)}
+
+    always = {"__init__.py", "one.py", "part/__init__.py", "part/two.py"}
+    assert used("import pack as p") == used("from pack import one") == always
+    assert used("from pack.three import one") == used("import pack.three") == always | {"three.py"}
+    assert used("import json, packs") == set()
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("%time 1\nimport pack")])
+    before = store_labs.code(notebook)
+    (package / "grading.py").write_text("b = 1")
+    assert store_labs.code(notebook) == before
+    (package / "part" / "two.py").write_text("deep = 3")
+    assert store_labs.code(notebook) != before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ tools).
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import os
 import sys
@@ -26,15 +27,43 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 PACKAGE = Path(__file__).resolve().parents[1] / "prunelab"
 
 
+def imported(source: str) -> set[str]:
+    """Full names that Python code imports from the package, and perhaps are no modules but what is in one."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] == PACKAGE.name}
+
+
+def files(source: str) -> list[Path]:
+    """The files of the package that Python code runs: what it imports, and what that imports in turn."""
+    found: set[Path] = set()
+    waiting = imported(source)
+    while waiting:
+        name = waiting.pop()
+        parts = name.split(".")[1:]
+        for length in range(len(parts) + 1):  # importing a.b.c runs a, a.b and a.b.c
+            place = PACKAGE.joinpath(*parts[:length])
+            path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            if path.exists() and path not in found:
+                found.add(path)
+                waiting |= imported(path.read_text())
+    return sorted(found)
+
+
 def code(notebook: NotebookNode) -> str:
-    """Digest of all code that the outputs depend on: the lab's cells, and the package without the grader."""
+    """Digest of all code that the outputs depend on: the lab's cells, and what they import of the package."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    # Lines for IPython are no Python; they are left out of the search, not of the digest.
+    plain = [line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!"))]
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if "grading" not in path.parts:
-            digest.update(path.read_bytes())
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            digest.update(cell.source.encode())
+    for path in files("\n".join(plain)):
+        digest.update(path.read_bytes())
+    for source in cells:
+        digest.update(source.encode())
     return digest.hexdigest()[:16]
 
 
