@@ -178,7 +178,8 @@ def measured(
         method, setting: entries of the configuration, joined by dots: what a row and what a column stand for.
     Returns:
         A table with "before → after" the last training in each cell, or just the end where nothing was
-        measured before; ± is the standard deviation over the seeds.
+        measured before; ± is the standard deviation over the seeds. In bold what is above random choice by
+        more than the :func:`honest_difference` of all methods of the column.
     Raises:
         ValueError: a method that was not run.
     """
@@ -199,17 +200,31 @@ def measured(
     if dense:
         cells = [_in_words(*dense.values())] * len(columns)
         lines.append("| dense, trained alike | " + " | ".join(cells) + " |")
+    floors = {value: _floor(found, value) for value in columns}
     for name in names:
-        cells = [_in_words(found[name][value]) if value in found[name] else "" for value in columns]
+        cells = [_in_words(found[name].get(value, []), floors[value]) for value in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _in_words(pairs: Sequence[tuple[float | None, float]]) -> str:
+def _floor(found: Mapping[str, Mapping[float, list]], value: float) -> float:
+    """The accuracy above which a method is better than random choice, and not by chance."""
+    table = {name: [after for _, after in row[value]] for name, row in found.items() if value in row}
+    repeats = len(table.get("random", []))
+    whole = {name: accuracies for name, accuracies in table.items() if len(accuracies) == repeats}
+    if repeats < 2 or len(whole) < 2:
+        return math.inf
+    return statistics.mean(whole["random"]) + honest_difference(whole)
+
+
+def _in_words(pairs: Sequence[tuple[float | None, float]], floor: float = math.inf) -> str:
+    if not pairs:
+        return ""
     befores, afters = zip(*pairs)
     text = f"{100 * statistics.mean(afters):.1f}"
     if len(afters) > 1:
         text += f" ± {100 * statistics.stdev(afters):.1f}"
+    text = f"**{text}**" if statistics.mean(afters) > floor else text
     return text if None in befores else f"{100 * statistics.mean(befores):.1f} → {text}"
 
 

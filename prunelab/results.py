@@ -242,7 +242,8 @@ class Store:
             self.database.execute("BEGIN")
             changed = self.database.executemany(
                 """
-                INSERT INTO runs (key, version, configuration, state, owner, alive, finished, seconds, result, facts)
+                INSERT INTO runs
+                (key, version, configuration, state, owner, alive, finished, seconds, result, facts)
                 VALUES (:key, :version, :configuration, 'done', :owner, :now, :now, :seconds, :result, :facts)
                 ON CONFLICT (key) DO UPDATE
                 SET state = 'done', owner = excluded.owner, finished = excluded.finished,

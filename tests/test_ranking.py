@@ -180,6 +180,20 @@ def test_table_for_the_book(tmp_path):
         ranking.measured(path, ["linf", "l1"])
 
 
+def test_bold_is_what_chance_does_not_explain(tmp_path):
+    def cut(name):
+        return {"prune": {"flops": 0.5, "criterion": name}}
+
+    runs = {"random": (0.60, 0.62), "l1": (0.80, 0.82), "l2": (0.63, 0.65)}
+    path = stored(
+        tmp_path,
+        *((0.1, after, seed, cut(name)) for name, pair in runs.items() for seed, after in enumerate(pair)),
+    )
+    # s = 0.0141, two runs each, q(0.05; 3, 3) = 5.91: 5.91 * 0.0141 / sqrt 2 = 0.059
+    lines = ranking.measured(path, ["l1", "l2"]).splitlines()[2:]
+    assert [line.split("→")[1] for line in lines] == [" 61.0 ± 1.4 |", " **81.0 ± 1.4** |", " 64.0 ± 1.4 |"]
+
+
 def test_table_of_recipes_has_no_before_and_names_may_be_of_two_words(tmp_path):
     path = stored(tmp_path, (None, 0.8, 0, {"recipe": {"name": "gradual", "amount": 0.9, "kind": "x"}}))
     how = ("recipe.name", "recipe.kind"), "recipe.amount"
