@@ -193,9 +193,12 @@ def measured(
     names = dict.fromkeys(["random"] * ("random" in found) + list(names))
     if missing := names.keys() - found.keys():
         raise ValueError(f"not in {path}: {', '.join(sorted(missing))}")
-    columns = sorted({value for name in names for value in found[name]})
-    columns = columns[::-1] if setting == "prune.flops" else columns  # the lightest cut first
-    lines = ["| | " + " | ".join(SETTINGS[setting].format(100 * value) for value in columns) + " |"]
+    values = {value for name in names for value in found[name]}
+    columns = sorted(values - {math.nan}, reverse=setting == "prune.flops")  # the lightest cut first
+    heads = [SETTINGS[setting].format(100 * value) for value in columns]
+    if math.nan in values:  # 2:4 says itself how much goes
+        columns, heads = [*columns, math.nan], [*heads, "as it says"]
+    lines = ["| | " + " | ".join(heads) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     if dense:
         cells = [_in_words(*dense.values())] * len(columns)

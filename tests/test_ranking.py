@@ -198,3 +198,20 @@ def test_table_of_recipes_has_no_before_and_names_may_be_of_two_words(tmp_path):
     path = stored(tmp_path, (None, 0.8, 0, {"recipe": {"name": "gradual", "amount": 0.9, "kind": "x"}}))
     how = ("recipe.name", "recipe.kind"), "recipe.amount"
     assert ranking.measured(path, ["gradual, x"], *how).splitlines()[2] == "| gradual, x | 80.0 |"
+
+
+def test_table_of_methods_that_have_no_setting(tmp_path):
+    path = stored(
+        tmp_path,
+        (0.5, 0.8, 0, {"sparsify": {"granularity": "2:4"}}),
+        (0.4, 0.7, 0, {"sparsify": {"granularity": "row", "amount": 0.75}}),
+        (0.6, 0.9, 0, {"sparsify": {"granularity": "row", "amount": 0.5}}),
+    )
+    assert ranking.measured(
+        path, ["2:4", "row"], ["sparsify.granularity"], "sparsify.amount"
+    ).splitlines() == [
+        "| | sparsity 50 % | sparsity 75 % | as it says |",
+        "|---|---|---|---|",
+        "| 2:4 |  |  | 50.0 → 80.0 |",
+        "| row | 60.0 → 90.0 | 40.0 → 70.0 |  |",
+    ]
