@@ -7,7 +7,7 @@ VENV   := .venv/bin/python
 # Kernels are those of .venv, whatever else is registered on this machine.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup book test lab results outputs lint format clean
+.PHONY: help setup book test lab results benchmarks outputs lint format clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -30,6 +30,11 @@ results: setup ## run a small sweep from scratch, and compare it with the stored
 	@mkdir -p _build && rm -f _build/results.sqlite*
 	@$(VENV) -m prunelab sweep results/sweeps/small.toml --out _build/results.sqlite
 	@$(VENV) -m prunelab sweep results/sweeps/small.toml --out _build/results.sqlite --compare results/sweeps/small.json
+
+# Optional peers: `pip install torch-pruning fasterai`. Half an hour on two idle cores, with CIFAR-10.
+benchmarks: setup ## measure this package beside others, and write the table of the README
+	@for name in surgery peers data_loading evidence; do $(VENV) benchmarks/$$name.py || exit 1; done
+	@$(VENV) tools/summary.py
 
 # On CIFAR-10, which PRUNELAB_DATA names or `prunelab data --download` has fetched; minutes for each lab.
 outputs: setup ## run the labs whose stored outputs are older than the code, and store new ones

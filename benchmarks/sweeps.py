@@ -1,6 +1,6 @@
 """How sweeps scale: with workers, here and over TCP, and with the size of the network.
 
-    python benchmarks/sweeps.py        # about ten minutes; wants two idle cores
+    python benchmarks/sweeps.py        # about six minutes; wants two idle cores
 
 - workers: the same runs with one worker and with two, as processes of this machine and as workers of a Dask
   scheduler that is started for it (`pip install prunelab[cluster]`). Each worker has begun and loaded its
@@ -31,7 +31,7 @@ from prunelab import basics, experiments
 from prunelab.executors import capacity, executor
 
 RESULTS = Path(__file__).parents[1] / "results" / "sweeps.json"
-RUNS, TURNS, WORKERS = 6, 3, (1, 2)
+RUNS, TURNS, WORKERS = 4, 3, (1, 2)
 BASE = {
     "data": "embedded",
     "pictures": 1000,
@@ -82,7 +82,7 @@ def seconds(way: dict, workers: int) -> float:
     with executor(**way) as pool:
         while capacity(pool) < workers:
             time.sleep(0.2)
-        for future in [pool.submit(experiments.run, runs[0]) for _ in range(2 * workers)]:
+        for future in [pool.submit(experiments.run, runs[0]) for _ in range(workers)]:
             future.result()
         started = time.perf_counter()
         for future in [pool.submit(experiments.run, one) for one in runs]:

@@ -201,7 +201,7 @@ def measured(
     lines = ["| | " + " | ".join(heads) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     if dense:
-        cells = [_in_words(*dense.values())] * len(columns)
+        cells = [_in_words(next(iter(dense.values())))] * len(columns)
         lines.append("| dense, trained alike | " + " | ".join(cells) + " |")
     floors = {value: _floor(found, value) for value in columns}
     for name in names:

@@ -15,6 +15,7 @@ import environment
 import ipywidgets as widgets
 import launch
 import pytest
+import summary
 from ipywidgets.embed import dependency_state, embed_data
 from playwright.sync_api import Browser, TimeoutError, sync_playwright
 
@@ -223,3 +224,10 @@ def test_launch_buttons_wait_for_the_repositorys_address(tmp_path: Path) -> None
     assert "%pip install --quiet git+https://github.com/someone/prunelab</code>" in context["body"]
     assert context["body"].startswith("<h1>Lab</h1>") and context["body"].endswith("<p>Text</p>")
     assert buttons("chapters/introduction") == {}
+
+
+def test_the_readmes_table_says_what_the_results_say() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert summary.written(readme) == readme
+    changed = readme.replace(" times as fast", " times as slow")
+    assert changed != readme and summary.written(changed) == readme
