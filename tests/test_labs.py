@@ -58,4 +58,4 @@ def test_figures_have_a_text_for_those_who_do_not_see_them(path: Path) -> None:
 def test_exercises_of_each_lab_and_points_of_the_course() -> None:
     found = [labs.understand(source) for source in labs.sources(NOTEBOOKS)]
     assert all(3 <= len(lab.exercises) <= 6 for lab in found)
-    assert sum(lab.points for lab in found) <= 100
+    assert sum(lab.points for lab in found) == 100
