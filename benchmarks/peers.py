@@ -136,7 +136,10 @@ def torch_pruning(
 
 
 def gather(model: nn.Module, importance: object, batches: list) -> None:
-    """What the peer's criteria read: gradients, and for the Hessian's diagonal those of single pictures."""
+    """What the peer's criteria read: gradients, and for the Hessian's diagonal those of single pictures.
+
+    These take a backward pass each, so the Hessian sees a quarter of the pictures only; the book says so.
+    """
     import torch_pruning as tp
 
     if isinstance(importance, tp.importance.HessianImportance):

@@ -14,11 +14,9 @@ The results go to ``results/playground.json``, masks as bits, eight weights a by
 CIFAR-10 (``prunelab data --download``, or ``PRUNELAB_DATA``) and takes two minutes.
 """
 
-import argparse
 import base64
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 
 import prunelab as pl
 from prunelab import experiments
-from prunelab.basics import processor, versions
+from prunelab.basics import processor, versions, whole_file
 from prunelab.sparsify import Ranking
 
 ROOT = Path(__file__).parent.parent
@@ -79,12 +77,8 @@ def times(model: nn.Module, data: pl.data.Data, amounts: list[float]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Masks and times for the playground.")
-    parser.add_argument("--sweep", type=Path, default=SWEEP, help="its configurations (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    configurations = [one for one in experiments.read(options.sweep).configurations if one["seed"] == SEED]
+    configurations = [one for one in experiments.read(SWEEP).configurations if one["seed"] == SEED]
     first = configurations[0]
     data = pl.data.load(first["data"])
     model = getattr(pl.models, first["network"])(weights=first["data"]).eval()
@@ -104,8 +98,9 @@ def main() -> None:
     }
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     head = json.dumps(result, indent=1).removesuffix("\n}")
-    options.out.write_text(f'{head},\n "masks": [\n  {lines}\n ]\n}}\n')
-    print(f"wrote {options.out}", file=sys.stderr)
+    with whole_file(RESULTS) as partial:
+        partial.write_text(f'{head},\n "masks": [\n  {lines}\n ]\n}}\n')
+    print(f"wrote {RESULTS}")
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ class Store:
                 ON CONFLICT (key) DO UPDATE
                 SET state = 'done', owner = excluded.owner, finished = excluded.finished,
                     seconds = excluded.seconds, result = excluded.result, facts = excluded.facts, error = NULL
-                WHERE state = 'failed'
+                WHERE state != 'done'
                 """,
                 rows,
             )

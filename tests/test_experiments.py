@@ -621,11 +621,13 @@ def test_runs_of_another_machine_are_not_done_again(tmp_path, capsys):
     assert here.take(results.from_json(stored.read_text())["runs"], "0.0.1") == 2  # not of this version
 
 
-def test_what_failed_here_is_taken_from_where_it_was_done(tmp_path):
+@pytest.mark.parametrize("failed", [True, False], ids=["failed", "only claimed"])
+def test_what_was_not_done_here_is_taken_from_where_it_was_done(tmp_path, failed):
     store = Store(tmp_path / "r.sqlite")
     configuration = {"seed": 0}
     store.claim(configuration, "1")
-    store.record(results.key(configuration, "1"), error="no memory")
+    if failed:
+        store.record(results.key(configuration, "1"), error="no memory")
     done = {"configuration": configuration, "result": {"accuracy": 0.5}, "seconds": 2.0, "facts": {}}
     assert store.take([done], "1") == 1
     [row] = store.rows([results.key(configuration, "1")]).values()

@@ -60,13 +60,13 @@ def table() -> str:
             )
         )
     alone = sum(evidence["alone"].values())
-    rows += [
+    rows.append(
         (
             f"evidence and scores of {len(evidence['alone'])} criteria in one pass",
             "one criterion after the other",
             f"{alone / evidence['together']['passes']:.1f} times as fast",
-        ),
-    ]
+        )
+    )
     lines = [("what", "beside", "found"), ("---",) * 3, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
