@@ -28,7 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from prunelab import basics, experiments
-from prunelab.executors import capacity, executor
+from prunelab.executors import THREAD_SETTINGS, capacity, executor
 
 RESULTS = Path(__file__).parents[1] / "results" / "sweeps.json"
 RUNS, TURNS, WORKERS = 4, 3, (1, 2)
@@ -57,7 +57,9 @@ def cluster(workers: int) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scheduler.json"
         where = ["--host", "127.0.0.1", "--scheduler-file", str(file), "--no-dashboard", "--port", "0"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        # As many threads as the processes of the other way have; torch reads it when it is loaded.
+        environment = os.environ | dict.fromkeys(THREAD_SETTINGS, "1")
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
         started = [
             subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *where], **quiet)
         ]

@@ -80,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--scheduler", help="address of a Dask scheduler, tcp://…, instead of processes here"
     )
+    command.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
     command.add_argument("--retry-failed", action="store_true", help="do the runs that failed once more")
     instead = command.add_mutually_exclusive_group()
     instead.add_argument("--status", action="store_true", help="only say how far it is")
@@ -224,6 +225,7 @@ def _sweep(options: argparse.Namespace) -> int:
         workers=options.workers,
         threads=options.threads,
         scheduler=options.scheduler,
+        device=options.device,
         retry_failed=options.retry_failed,
     )
     print(f"{described.name}: {counted['done']} runs done, {counted['failed']} failed, in {options.out}")

@@ -155,6 +155,11 @@ class Data:
     test: Split
     source: str
 
+    def to(self, device: str | torch.device) -> Data:
+        """The same data with all pictures and labels on ``device``."""
+        parts = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}
+        return replace(self, **parts)
+
     @property
     def example(self) -> Tensor:
         """One normalised picture, ``(1, 3, 32, 32)``: what tracing and counting need to know of the input."""

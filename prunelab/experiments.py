@@ -244,12 +244,14 @@ def _merged(base: Configuration, grid: Configuration) -> Configuration:
 # ----------------------------------------------------------------------------------------------- a run
 
 
-def run(configuration: Configuration) -> dict[str, Any]:
+def run(configuration: Configuration, device: str = "cpu") -> dict[str, Any]:
     """Carry out one configuration.
 
     It depends on nothing but its argument, the data and the stored weights, and chooses nothing: on a CPU,
     with the same number of threads, equal configurations give equal results to the last bit.
 
+    Args:
+        device: where the network and the pictures are, ``"cpu"``, ``"cuda"`` or ``"mps"``.
     Returns:
         ``accuracy`` and ``loss`` at the end and, unless a recipe did the work, ``accuracy_before`` that was
         fine-tuned, on the validation pictures or those that ``report`` names; of the network (and, as
@@ -260,7 +262,7 @@ def run(configuration: Configuration) -> dict[str, Any]:
         do on a busy machine; ``source`` of the data.
     """
     full = checked(configuration)
-    data = _data(full["data"], full.get("pictures"))
+    data = _data(full["data"], full.get("pictures"), device)
     split = getattr(data, full["report"])
     look = data.train if "calibration" not in full else data.train.subset(full["calibration"])
     how = {"seed": full["seed"], "precision": full["precision"], "progress": False, "validate": False}
@@ -277,7 +279,7 @@ def run(configuration: Configuration) -> dict[str, Any]:
         seconds["training"] += time.perf_counter() - started
         seen += len(history) * len(data.train)
 
-    model = _network(full)
+    model = _network(full).to(device)
     outcome: dict[str, Any] = {"dense": _sizes(model, data)}
     if "regularise" in full:
         method, own, training = _split("regularise", full["regularise"])
@@ -324,12 +326,12 @@ def _split(stage: str, given: Configuration) -> tuple[registry.Method, Configura
 
 
 @lru_cache(maxsize=1)  # a worker does many runs
-def _loaded(name: str) -> Data:
-    return load(name, quiet=True)
+def _loaded(name: str, device: str) -> Data:
+    return load(name, quiet=True).to(device)
 
 
-def _data(name: str, count: int | None) -> Data:
-    data = _loaded(name)
+def _data(name: str, count: int | None, device: str) -> Data:
+    data = _loaded(name, device)
     return data if count is None else replace(data, train=data.train.subset(count))
 
 
@@ -363,10 +365,11 @@ def sweep(
     configurations: Iterable[Configuration],
     path: str | os.PathLike,
     *,
-    function: Callable[[Configuration], dict[str, Any]] = run,
+    function: Callable[..., dict[str, Any]] = run,
     workers: int | None = None,
     threads: int = 1,
     scheduler: str | None = None,
+    device: str = "cpu",
     retry_failed: bool = False,
     lease: float = 30.0,
     progress: bool = True,
@@ -382,6 +385,8 @@ def sweep(
         function: what carries out a configuration; a function of a module that the workers can import.
         workers, threads, scheduler: see :func:`prunelab.executors.executor`. The threads are part of what
             makes a run repeat to the last bit.
+        device: another one than ``"cpu"`` is given to ``function`` as ``device=``. Several workers on one GPU
+            are faster than one: small networks leave most of it idle.
         retry_failed: also do the runs that failed in earlier sweeps.
         lease: seconds after which the runs of a sweep that was killed are free again.
         progress: show a progress bar with the time left.
@@ -389,6 +394,7 @@ def sweep(
         How many of the configurations are ``"done"`` and how many have ``"failed"``.
     """
     version = prunelab.__version__
+    work = partial(_work, function, version, threads, device)
     wanted = {results.key(configuration, version): configuration for configuration in configurations}
     store = Store(path, lease)
     before = time.time() if retry_failed else 0.0
@@ -402,9 +408,7 @@ def sweep(
         while waiting:
             with executor(workers=workers, threads=threads, scheduler=scheduler) as pool:
                 # If a worker dies, its pool is done for, and a new one goes on.
-                _work_through(
-                    pool, waiting, store, partial(_work, function, version, threads), before, deaths, bar
-                )
+                _work_through(pool, waiting, store, work, before, deaths, bar)
         states = store.states()
     return {state: sum(states[key] == state for key in wanted) for state in ("done", "failed")}
 
@@ -484,9 +488,10 @@ class WorkerError(ValueError):
 
 
 def _work(
-    function: Callable[[Configuration], dict[str, Any]],
+    function: Callable[..., dict[str, Any]],
     version: str,
     threads: int,
+    device: str,
     configuration: Configuration,
 ) -> dict[str, Any]:
     """In a worker: carry out one configuration, and say how that went as plain values."""
@@ -499,7 +504,8 @@ def _work(
     said = io.StringIO()  # progress bars of several workers would write into each other
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            ended: dict[str, Any] = {"result": function(configuration)}
+            where = {} if device == "cpu" else {"device": device}
+            ended: dict[str, Any] = {"result": function(configuration, **where)}
     except DataError:
         raise  # all runs would fail alike: the sweep stops and says why
     except Exception:
@@ -510,4 +516,6 @@ def _work(
         "processor": processor(),
         "threads": threads,
     }
+    if device != "cpu":
+        facts["device"] = torch.cuda.get_device_name() if device.startswith("cuda") else device
     return {**ended, "seconds": time.perf_counter() - started, "facts": facts}
