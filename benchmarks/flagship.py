@@ -16,6 +16,7 @@ network and seed. On two CPU cores a network takes hours, on a GPU minutes.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,16 +104,22 @@ def pruned(
     """``teacher``, pruned in rounds and trained."""
     dense, small = pl.metrics.flops(teacher, data.example), teacher
     for number in range(1, settings.rounds + 1):
-        wanted = settings.flops ** (number / settings.rounds) * dense
-        small = pl.prune(
-            small,
-            data.example,
-            criterion=settings.criterion,
-            flops=wanted / pl.metrics.flops(small, data.example),
-            scope=settings.scope,
-            most=settings.most,
-            data=data.train.subset(1024),
-        )
+        # Stored, because another machine, on which an interrupted run may go on, could choose another one of
+        # two filters that are as good as equal.
+        file = folder / f"flagship-{name}-{seed}-{number}.safetensors"
+        if not file.exists():
+            wanted = settings.flops ** (number / settings.rounds) * dense
+            decided = pl.prune(
+                small,
+                data.example,
+                criterion=settings.criterion,
+                flops=wanted / pl.metrics.flops(small, data.example),
+                scope=settings.scope,
+                most=settings.most,
+                data=data.train.subset(1024),
+            )
+            pl.save(decided, file)
+        small = pl.load(file, copy.deepcopy(teacher).cpu()).to(data.train.images.device)
         last = number == settings.rounds
         pl.fit(
             small,
@@ -121,7 +128,7 @@ def pruned(
             lr=settings.lr if last else settings.round_lr,
             weight_decay=settings.weight_decay,
             callbacks=[Distillation(teacher, settings.temperature, settings.strength)],
-            checkpoint=folder / f"flagship-{name}-{seed}-{number}.pt",
+            checkpoint=file.with_suffix(".pt"),
             precision=precision,
             seed=seed,
         )
@@ -135,6 +142,16 @@ def measured(model: nn.Module, data: pl.data.Data) -> dict:
         "validation_accuracy": pl.evaluate(model, data.validation).accuracy,
         "test_accuracy": pl.evaluate(model, data.test).accuracy,
     }
+
+
+def worked_on(file: Path, machine: dict) -> list[dict]:
+    """All machines that a run was worked on, this one included, in order; kept beside its trainings."""
+    machines = json.loads(file.read_text()) if file.exists() else []
+    if machine not in machines:
+        machines.append(machine)
+        with whole_file(file) as partial:
+            partial.write_text(json.dumps(machines))
+    return machines
 
 
 def main() -> None:
@@ -151,19 +168,20 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.runs.mkdir(parents=True, exist_ok=True)
     data, settings = pl.data.load("cifar10").to(options.device), NETWORKS[options.network]
-    teacher = dense(options.network, data, settings, options.runs, options.precision)
-    torch.manual_seed(options.seed)
-    small = pruned(options.network, teacher, data, settings, options.seed, options.runs, options.precision)
     machine = {"processor": processor(), "threads": options.threads}
     if options.device.startswith("cuda"):
         machine["device"] = torch.cuda.get_device_name(options.device)
+    machines = worked_on(options.runs / f"flagship-{options.network}-{options.seed}-machines.json", machine)
+    teacher = dense(options.network, data, settings, options.runs, options.precision)
+    torch.manual_seed(options.seed)
+    small = pruned(options.network, teacher, data, settings, options.seed, options.runs, options.precision)
     row = {
         "network": options.network,
         "seed": options.seed,
         "data": data.source.removeprefix("data: "),
         "settings": asdict(settings),
         "precision": options.precision,
-        "machine": machine,
+        "machines": machines,
         "versions": versions(),
         "dense": measured(teacher, data),
         "pruned": measured(small, data),

@@ -59,7 +59,11 @@ def cluster(workers: int) -> Iterator[dict]:
         where = ["--host", "127.0.0.1", "--scheduler-file", str(file), "--no-dashboard", "--port", "0"]
         # As many threads as the processes of the other way have; torch reads it when it is loaded.
         environment = os.environ | dict.fromkeys(THREAD_SETTINGS, "1")
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+        quiet: dict[str, Any] = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "env": environment,
+        }
         started = [
             subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *where], **quiet)
         ]
