@@ -100,9 +100,11 @@ def pruned(
     seed: int,
     folder: Path,
     precision: str,
-) -> nn.Module:
-    """``teacher``, pruned in rounds and trained."""
-    dense, small = pl.metrics.flops(teacher, data.example), teacher
+) -> tuple[nn.Module, list[dict]]:
+    """``teacher``, pruned in rounds and trained; and of each round the FLOPs, and the validation accuracy
+    after each of its epochs.
+    """
+    dense, small, course = pl.metrics.flops(teacher, data.example), teacher, []
     for number in range(1, settings.rounds + 1):
         # Stored, because another machine, on which an interrupted run may go on, could choose another one of
         # two filters that are as good as equal.
@@ -121,7 +123,7 @@ def pruned(
             pl.save(decided, file)
         small = pl.load(file, copy.deepcopy(teacher).cpu()).to(data.train.images.device)
         last = number == settings.rounds
-        pl.fit(
+        history = pl.fit(
             small,
             data,
             settings.epochs if last else settings.round_epochs,
@@ -132,7 +134,9 @@ def pruned(
             precision=precision,
             seed=seed,
         )
-    return small
+        accuracies = [epoch["validation_accuracy"] for epoch in history.epochs]
+        course.append({"flops": pl.metrics.flops(small, data.example), "validation_accuracy": accuracies})
+    return small, course
 
 
 def measured(model: nn.Module, data: pl.data.Data) -> dict:
@@ -174,7 +178,9 @@ def main() -> None:
     machines = worked_on(options.runs / f"flagship-{options.network}-{options.seed}-machines.json", machine)
     teacher = dense(options.network, data, settings, options.runs, options.precision)
     torch.manual_seed(options.seed)
-    small = pruned(options.network, teacher, data, settings, options.seed, options.runs, options.precision)
+    small, course = pruned(
+        options.network, teacher, data, settings, options.seed, options.runs, options.precision
+    )
     row = {
         "network": options.network,
         "seed": options.seed,
@@ -185,6 +191,7 @@ def main() -> None:
         "versions": versions(),
         "dense": measured(teacher, data),
         "pruned": measured(small, data),
+        "course": course,
     }
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     runs = [old for old in runs if (old["network"], old["seed"]) != (row["network"], row["seed"])] + [row]

@@ -21,7 +21,7 @@ import math
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,10 +156,11 @@ def tables(runs: Iterable[Mapping[str, Any]], measure: str = "accuracy") -> dict
     return result
 
 
-SETTINGS = {
-    "prune.flops": "{:.0f} % of the FLOPs left",
-    "sparsify.amount": "sparsity {:.0f} %",
-    "recipe.amount": "amount {:.0f} %",
+SETTINGS: dict[str, Callable[[float], str]] = {
+    "prune.flops": lambda share: f"{100 * share:.0f} % of the FLOPs left",
+    "sparsify.amount": lambda share: f"sparsity {100 * share:.0f} %",
+    "recipe.amount": lambda share: f"amount {100 * share:.0f} %",
+    "regularise.strength": "strength {:g}".format,
 }
 
 
@@ -167,7 +168,7 @@ def measured(
     path: str | os.PathLike,
     names: Iterable[str],
     method: Sequence[str] = ("prune.criterion",),
-    setting: str = "prune.flops",
+    setting: str | None = "prune.flops",
 ) -> str:
     """What a sweep found for some methods, as a table in Markdown: the dense network, random choice if it was
     tried, and the methods that were asked for, with accuracies in per cent.
@@ -175,7 +176,8 @@ def measured(
     Args:
         path: what ``prunelab sweep … --export json`` wrote.
         names: the methods, in the order of the rows; words of ``method`` joined by ``", "``.
-        method, setting: entries of the configuration, joined by dots: what a row and what a column stand for.
+        method, setting: entries of the configuration, joined by dots: what a row and what a column stand for;
+            without a setting there is one column.
     Returns:
         A table with "before → after" the last training in each cell, or just the end where nothing was
         measured before; ± is the standard deviation over the seeds. In bold what is above random choice by
@@ -188,16 +190,16 @@ def measured(
         row = flat(one["configuration"])
         name = ", ".join(str(row[key]) for key in method if key in row) or "dense"
         accuracies = one["result"].get("accuracy_before"), one["result"]["accuracy"]
-        found[name][row.get(setting, math.nan)].append(accuracies)
+        found[name][row.get(setting or "", math.nan)].append(accuracies)
     dense = found.pop("dense", {})
     names = dict.fromkeys(["random"] * ("random" in found) + list(names))
     if missing := names.keys() - found.keys():
         raise ValueError(f"not in {path}: {', '.join(sorted(missing))}")
     values = {value for name in names for value in found[name]}
     columns = sorted(values - {math.nan}, reverse=setting == "prune.flops")  # the lightest cut first
-    heads = [SETTINGS[setting].format(100 * value) for value in columns]
+    heads = [SETTINGS[setting](value) for value in columns if setting]
     if math.nan in values:  # 2:4 says itself how much goes
-        columns, heads = [*columns, math.nan], [*heads, "as it says"]
+        columns, heads = [*columns, math.nan], [*heads, "as it says" if setting else "accuracy"]
     lines = ["| | " + " | ".join(heads) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     if dense:
