@@ -197,6 +197,7 @@ def main() -> None:
     runs = [old for old in runs if (old["network"], old["seed"]) != (row["network"], row["seed"])] + [row]
     result = {
         "command": "python benchmarks/flagship.py NETWORK --seed SEED",
+        "data": row["data"],
         "machine": machine,
         "versions": versions(),
         "runs": sorted(runs, key=lambda run: (run["network"], run["seed"])),

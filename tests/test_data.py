@@ -613,6 +613,17 @@ def test_batches_are_made_on_the_splits_device():
     assert images.is_meta and labels.is_meta and images.shape == (16, 3, 32, 32)
 
 
+def test_data_moves_as_a_whole():
+    split = random_split()
+    whole = data.Data("cifar10", ("a",) * 10, split, split, split, "made up")
+    moved = whole.to("meta")
+    assert all(
+        part.images.is_meta and part.labels.is_meta for part in (moved.train, moved.validation, moved.test)
+    )
+    assert (moved.name, moved.source) == (whole.name, whole.source) and not split.images.is_meta
+    assert moved.example.is_meta
+
+
 def test_subset():
     split = random_split(20)
     part = split.subset(5)

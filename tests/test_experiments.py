@@ -46,6 +46,10 @@ def gated(configuration):
     return answer
 
 
+def place(configuration, device="the default"):
+    return {"device": device}
+
+
 def stumble(configuration):
     if configuration["number"] == 1 and not Path(os.environ["SWEEP_LOG"]).exists():
         raise ArithmeticError("one is a difficult number")
@@ -485,6 +489,14 @@ def test_threads_are_pinned_and_the_environment_left_alone(tmp_path, monkeypatch
     assert "OMP_NUM_THREADS" not in os.environ and os.environ["MKL_NUM_THREADS"] == "7"
 
 
+def test_the_device_is_given_to_the_run_and_noted(tmp_path):
+    sweep([{}], tmp_path / "here.sqlite", function=place, workers=1, progress=False)
+    sweep([{}], tmp_path / "there.sqlite", function=place, workers=1, device="mps", progress=False)
+    (here,), (there,) = (stored(tmp_path / f"{name}.sqlite", [{}]) for name in ("here", "there"))
+    assert (here.result, there.result) == ({"device": "the default"}, {"device": "mps"})
+    assert "device" not in here.facts and there.facts["device"] == "mps"
+
+
 def test_missing_data_stops_the_sweep(tmp_path):
     with pytest.raises(data_module.DataError, match="no pictures here"):
         sweep(numbers(2), tmp_path / "r.sqlite", function=no_data, workers=1, progress=False)
@@ -493,7 +505,7 @@ def test_missing_data_stops_the_sweep(tmp_path):
 
 def test_a_worker_of_another_version_is_refused():
     with pytest.raises(ValueError, match=f"a worker has prunelab {VERSION}, the sweep has 0.0.1"):
-        experiments._work(note, "0.0.1", 1, {"number": 0})
+        experiments._work(note, "0.0.1", 1, "cpu", {"number": 0})
 
 
 def test_stopped_by_hand_waits_for_nothing_and_gives_back_what_was_claimed(tmp_path, log, monkeypatch):

@@ -200,6 +200,20 @@ def test_table_of_recipes_has_no_before_and_names_may_be_of_two_words(tmp_path):
     assert ranking.measured(path, ["gradual, x"], *how).splitlines()[2] == "| gradual, x | 80.0 |"
 
 
+def test_table_without_settings_has_one_column(tmp_path):
+    path = stored(
+        tmp_path,
+        (None, 0.8, 0, {"recipe": {"name": "rigl", "amount": 0.9}}),
+        (None, 0.7, 0, {"recipe": {"name": "synflow", "amount": 0.5}}),
+    )
+    assert ranking.measured(path, ["synflow", "rigl"], ["recipe.name"], None).splitlines() == [
+        "| | accuracy |",
+        "|---|---|",
+        "| synflow | 70.0 |",
+        "| rigl | 80.0 |",
+    ]
+
+
 def test_table_of_methods_that_have_no_setting(tmp_path):
     path = stored(
         tmp_path,
