@@ -136,15 +136,14 @@ def torch_pruning(
 
 
 def gather(model: nn.Module, importance: object, batches: list) -> None:
-    """What the peer's criteria read: gradients, and for the Hessian's diagonal those of single pictures.
-
-    These take a backward pass each, so the Hessian sees a quarter of the pictures only; the book says so.
+    """What the peer's criteria read: gradients; for the Hessian's diagonal those of single pictures, each
+    from a backward pass of its own.
     """
     import torch_pruning as tp
 
     if isinstance(importance, tp.importance.HessianImportance):
         importance.zero_grad()
-        for images, labels in batches[:2]:
+        for images, labels in batches:
             losses = F.cross_entropy(model(images), labels, reduction="none")
             for loss in losses:
                 model.zero_grad()

@@ -390,7 +390,8 @@ def scatter(
     equal: bool = False,
     title: str = "",
 ) -> Figure:
-    """One numbered dot for each group: two of its numbers against each other.
+    """One numbered dot for each group: two of its numbers against each other. Where dots crowd, the first
+    keeps its number.
 
     Args:
         x, y: ``(n,)`` each.
@@ -401,12 +402,17 @@ def scatter(
         raise ValueError(f"x has {len(across)} numbers, y has {len(up)}")
     figure, ax = _canvas(ax)
     ax.plot(across, up, "o", color=BLUE, markersize=4)
-    for j, place in enumerate(zip(across, up, strict=True)):
-        ax.annotate(str(j), place, (3, 3), textcoords="offset points", fontsize=7, color="dimgrey")
     if equal:
         ends = min(across.min(), up.min()), max(across.max(), up.max())
         ax.plot(ends, ends, ":", color="grey", linewidth=1, zorder=0)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    numbered: list[np.ndarray] = []
+    for j, place in enumerate(zip(across, up, strict=True)):
+        ax.get_xlim(), ax.get_ylim()  # fixes what a dot's place on the canvas is
+        spot = ax.transData.transform(place) * 72 / figure.dpi  # in points
+        if all(np.abs(spot - other).max() > 8 for other in numbered):
+            numbered.append(spot)
+            ax.annotate(str(j), place, (3, 3), textcoords="offset points", fontsize=7, color="dimgrey")
     return figure
 
 
@@ -605,7 +611,18 @@ def comparison(
             low, high = low / rows[first][measure], high / rows[first][measure]
             ax.vlines(x, low, high, color=BLACK, linewidth=1.5)
             if name != first:
-                ax.annotate(f"{ratio:.2f}", (x, max(ratio, high)), ha="center", va="bottom", fontsize=7)
+                look = {"fontsize": 7, "rotation": 90 if len(rows) > 3 else 0}  # narrow bars: upright numbers
+                place = (x, max(ratio, high))
+                ax.annotate(
+                    f"{ratio:.2f}",
+                    place,
+                    (0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    va="bottom",
+                    **look,
+                )
+    ax.margins(y=0.12)  # room for the numbers
     ax.axhline(1, color="grey", linestyle=":", linewidth=1)
     ax.set_xticks(np.arange(len(measures)), measures)
     ax.set(ylabel=f"ratio to {first}")
@@ -901,7 +918,8 @@ def stations(places: Mapping[str, Sequence[str]], back: str = "", title: str = "
         back: what runs from the last box back to the first; by default nothing does.
     """
     _check_some("places", places)
-    figure, ax = panels(height=1.5 + 0.2 * max(map(len, places.values())))
+    top = 1.0 if back else 0.35
+    figure, ax = panels(height=0.8 + 0.7 * top + 0.2 * max(map(len, places.values())))
     arrow: dict[str, Any] = {"arrowstyle": "->", "color": "dimgrey"}
     for j, (place, names) in enumerate(places.items()):
         ax.add_patch(Rectangle((j - 0.38, -0.25), 0.76, 0.5, facecolor=SKY, edgecolor="white"))
@@ -914,7 +932,7 @@ def stations(places: Mapping[str, Sequence[str]], back: str = "", title: str = "
         ax.annotate("", (0, 0.28), (len(places) - 1, 0.28), arrowprops=curve)
         ax.annotate(back, ((len(places) - 1) / 2, 0.75), ha="center", va="bottom", color=VERMILION)
     ax.set(
-        xlim=(-0.5, len(places) - 0.5), ylim=(-0.5 - 0.22 * max(map(len, places.values())), 1.0), title=title
+        xlim=(-0.5, len(places) - 0.5), ylim=(-0.5 - 0.22 * max(map(len, places.values())), top), title=title
     )
     ax.axis("off")
     return figure

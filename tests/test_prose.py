@@ -56,6 +56,11 @@ def untraced(paragraphs: str, sources: str, allowed: set[str]) -> list[str]:
     return found
 
 
+def test_a_glued_text_stands_in_no_code():
+    """A backquote around one ends the code there, and readers see its markup."""
+    assert [path.name for path in PAGES if "`{glue" in path.read_text("utf8")] == []
+
+
 def of_page(text: str) -> tuple[str, str]:
     """Prose, and the code and formulas, of a page."""
     text = EXERCISE.sub("", re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S))
