@@ -26,6 +26,7 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.basics import processor, versions, whole_file
+from prunelab.experiments import accelerator
 from prunelab.training import Distillation
 
 RESULTS = Path(__file__).parents[1] / "results" / "flagship.json"
@@ -172,9 +173,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.runs.mkdir(parents=True, exist_ok=True)
     data, settings = pl.data.load("cifar10").to(options.device), NETWORKS[options.network]
-    machine = {"processor": processor(), "threads": options.threads}
-    if options.device.startswith("cuda"):
-        machine["device"] = torch.cuda.get_device_name(options.device)
+    machine = {"processor": processor(), "threads": options.threads, **accelerator(options.device)}
     machines = worked_on(options.runs / f"flagship-{options.network}-{options.seed}-machines.json", machine)
     teacher = dense(options.network, data, settings, options.runs, options.precision)
     torch.manual_seed(options.seed)
@@ -198,7 +197,6 @@ def main() -> None:
     result = {
         "command": "python benchmarks/flagship.py NETWORK --seed SEED",
         "data": row["data"],
-        "machine": machine,
         "versions": versions(),
         "runs": sorted(runs, key=lambda run: (run["network"], run["seed"])),
     }

@@ -516,6 +516,11 @@ def _work(
         "processor": processor(),
         "threads": threads,
     }
-    if device != "cpu":
-        facts["device"] = torch.cuda.get_device_name() if device.startswith("cuda") else device
-    return {**ended, "seconds": time.perf_counter() - started, "facts": facts}
+    return {**ended, "seconds": time.perf_counter() - started, "facts": facts | accelerator(device)}
+
+
+def accelerator(device: str) -> dict[str, str]:
+    """What to note of a machine besides its processor, if torch worked on something else: its ``device``."""
+    if device == "cpu":
+        return {}
+    return {"device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}

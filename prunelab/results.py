@@ -339,6 +339,11 @@ def to_json(rows: Iterable[Row], **about: Any) -> str:
     return head[: -len("\n}")] + ',\n "runs": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
 
 
+def machines(stored: dict[str, Any]) -> str:
+    """On what the runs of a sweep were done, in words; ``stored``: as :func:`from_json` gives it."""
+    return " and ".join(sorted({facts.get("device", facts["processor"]) for facts in stored["facts"]}))
+
+
 def from_json(text: str) -> dict[str, Any]:
     """What :func:`to_json` wrote, with what the runs share and their facts written out in each of them."""
     stored = json.loads(text)

@@ -232,7 +232,8 @@ def test_on_a_gpu(zeroed):
         assert_exact(model, small, x)
     times = pl.metrics.latencies({"full": model, "small": small}, x, repeats=5)
     assert all(seconds.median > 0 for seconds in times.values())
-    assert pl.metrics.peak_activations(small, x) <= pl.metrics.peak_activations(model, x)
+    peaks = [pl.metrics.peak_activations(network, x) for network in (small, model)]
+    assert peaks[0] == peaks[1] if zeroed else peaks[0] < peaks[1]  # zeroed, the widest stage has to stay
     assert pl.plan(model, x, latency=0.9).totals["latency"][0] > 0
 
 
