@@ -70,7 +70,7 @@ def of_page(text: str) -> tuple[str, str]:
         kind = match[2].strip()
         if match[1].startswith(":"):
             return FENCE.sub(take, match[3])  # an admonition or a figure: prose
-        if kind.startswith("{") and not kind.startswith(("{code", "{math", "{literalinclude")):
+        if kind.startswith("{") and not kind.startswith(("{code", "{math", "{excerpt")):
             return FENCE.sub(take, match[3])
         sources.append(match[3])
         return "\n"
