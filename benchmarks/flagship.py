@@ -3,6 +3,7 @@
     python benchmarks/flagship.py resnet20
     python benchmarks/flagship.py resnet56
     python benchmarks/flagship.py vgg16                        # a quarter of the width
+    python benchmarks/flagship.py vgg16-uniform                # ... cut alike in all layers, lower learning rate
     python benchmarks/flagship.py vgg16-full --device cuda     # trains the dense network first
 
 Everything that the course teaches, put together: a criterion that looks at data, taken globally and
@@ -69,13 +70,14 @@ NETWORKS = {
     "resnet20": Settings(flops=0.46, most_lost=0.009, epochs=50),
     "resnet56": Settings(flops=1 / 2.1, most_lost=0.0),
     "vgg16": Settings(flops=0.35, most_lost=0.003, width=0.25),
+    "vgg16-uniform": Settings(flops=0.35, most_lost=0.003, width=0.25, scope="local", lr=0.05),
     "vgg16-full": Settings(flops=0.35, most_lost=0.003, width=1, dense_epochs=40),
 }
 
 
 def dense(name: str, data: pl.data.Data, settings: Settings, folder: Path, precision: str) -> nn.Module:
     """The trained network that everything begins with, on the data's device."""
-    device, network = data.train.images.device, getattr(pl.models, name.removesuffix("-full"))
+    device, network = data.train.images.device, getattr(pl.models, name.split("-")[0])
     width = {} if settings.width is None else {"width": settings.width}
     if settings.dense_epochs is None:
         return network(weights="cifar10", **width).to(device).eval()

@@ -180,17 +180,13 @@ def measured(
             without a setting there is one column.
     Returns:
         A table with "before → after" the last training in each cell, or just the end where nothing was
-        measured before; ± is the standard deviation over the seeds. In bold what is above random choice by
-        more than the :func:`honest_difference` of all methods of the column.
+        measured before; ± is the standard deviation over the seeds, and how many these are is said below. In
+        bold what is above random choice by more than the :func:`honest_difference` of all methods of the
+        column.
     Raises:
         ValueError: a method that was not run.
     """
-    found: dict[str, dict[float, list[tuple[float | None, float]]]] = defaultdict(lambda: defaultdict(list))
-    for one in from_json(Path(path).read_text())["runs"]:
-        row = flat(one["configuration"])
-        name = ", ".join(str(row[key]) for key in method if key in row) or "dense"
-        accuracies = one["result"].get("accuracy_before"), one["result"]["accuracy"]
-        found[name][row.get(setting or "", math.nan)].append(accuracies)
+    found = _cells(path, method, setting)
     dense = found.pop("dense", {})
     names = dict.fromkeys(["random"] * ("random" in found) + list(names))
     if missing := names.keys() - found.keys():
@@ -209,7 +205,43 @@ def measured(
     for name in names:
         cells = [_in_words(found[name].get(value, []), floors[value]) for value in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    seeds = {
+        head: max((len(found[name].get(value, [])) for name in names), default=0)
+        for head, value in zip(heads, columns)
+    }
+    usual = max(seeds.values(), default=0)
+    fewer = "".join(f"; {head}: {_count(number)}" for head, number in seeds.items() if number < usual)
+    return "\n".join([*lines, "", f"*Validation accuracy in per cent, {_count(usual)}{fewer}.*"])
+
+
+def _count(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def accuracies(
+    path: str | os.PathLike,
+    method: Sequence[str] = ("prune.criterion",),
+    setting: str | None = "prune.flops",
+) -> dict[str, dict[float, list[float]]]:
+    """What :func:`measured` shows, as numbers: of each method and setting the accuracies at the end, of all
+    seeds, ``{"l1": {0.5: [0.75, …]}}``. No setting is ``math.nan``.
+    """
+    return {
+        name: {value: [after for _, after in pairs] for value, pairs in row.items()}
+        for name, row in _cells(path, method, setting).items()
+    }
+
+
+def _cells(
+    path: str | os.PathLike, method: Sequence[str], setting: str | None
+) -> dict[str, dict[float, list[tuple[float | None, float]]]]:
+    found: dict[str, dict[float, list[tuple[float | None, float]]]] = defaultdict(lambda: defaultdict(list))
+    for one in from_json(Path(path).read_text())["runs"]:
+        row = flat(one["configuration"])
+        name = ", ".join(str(row[key]) for key in method if key in row) or "dense"
+        both = one["result"].get("accuracy_before"), one["result"]["accuracy"]
+        found[name][row.get(setting or "", math.nan)].append(both)
+    return found
 
 
 def _floor(found: Mapping[str, Mapping[float, list]], value: float) -> float:

@@ -175,7 +175,11 @@ def test_table_for_the_book(tmp_path):
         "| dense, trained alike | 90.0 → 88.0 | 90.0 → 88.0 |",
         "| random |  | 20.0 → 60.0 |",
         "| l1 | 50.0 → 85.0 | 20.0 → 81.0 ± 1.4 |",
+        "",
+        "*Validation accuracy in per cent, 2 seeds; 70 % of the FLOPs left: one seed.*",
     ]
+    found = ranking.accuracies(path)
+    assert found["l1"] == {0.5: [0.80, 0.82], 0.7: [0.85]} and found["random"] == {0.5: [0.60]}
     with pytest.raises(ValueError, match="sweep.json: linf"):
         ranking.measured(path, ["linf", "l1"])
 
@@ -190,7 +194,7 @@ def test_bold_is_what_chance_does_not_explain(tmp_path):
         *((0.1, after, seed, cut(name)) for name, pair in runs.items() for seed, after in enumerate(pair)),
     )
     # s = 0.0141, two runs each, q(0.05; 3, 3) = 5.91: 5.91 * 0.0141 / sqrt 2 = 0.059
-    lines = ranking.measured(path, ["l1", "l2"]).splitlines()[2:]
+    lines = ranking.measured(path, ["l1", "l2"]).splitlines()[2:-2]
     assert [line.split("→")[1] for line in lines] == [" 61.0 ± 1.4 |", " **81.0 ± 1.4** |", " 64.0 ± 1.4 |"]
 
 
@@ -211,6 +215,8 @@ def test_table_without_settings_has_one_column(tmp_path):
         "|---|---|",
         "| synflow | 70.0 |",
         "| rigl | 80.0 |",
+        "",
+        "*Validation accuracy in per cent, one seed.*",
     ]
 
 
@@ -221,9 +227,9 @@ def test_table_of_methods_that_have_no_setting(tmp_path):
         (0.4, 0.7, 0, {"sparsify": {"granularity": "row", "amount": 0.75}}),
         (0.6, 0.9, 0, {"sparsify": {"granularity": "row", "amount": 0.5}}),
     )
-    assert ranking.measured(
-        path, ["2:4", "row"], ["sparsify.granularity"], "sparsify.amount"
-    ).splitlines() == [
+    assert ranking.measured(path, ["2:4", "row"], ["sparsify.granularity"], "sparsify.amount").splitlines()[
+        :-2
+    ] == [
         "| | sparsity 50 % | sparsity 75 % | as it says |",
         "|---|---|---|---|",
         "| 2:4 |  |  | 50.0 → 80.0 |",
