@@ -17,7 +17,6 @@ import subprocess
 import sys
 import textwrap
 import tokenize
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,6 @@ COLUMNS = 80  # what the theme's text column holds on a small laptop
 FOR_TOOLS = re.compile(r"\s*# (fmt: skip|noqa|type: ignore).*$", re.M)
 
 
-@lru_cache
 def excerpt(file: Path, name: str, start: str = "", end: str = "") -> str:
     """The code of ``name``, such as ``"lamp"`` or ``"GroupLasso.shrink"``.
 
@@ -68,7 +66,7 @@ def excerpt(file: Path, name: str, start: str = "", end: str = "") -> str:
 
 def _short_comments(code: str) -> str:
     """No formatter breaks comments: they become as many lines as they need, above what they are about."""
-    lines: list[str] = code.splitlines()
+    lines = code.splitlines()
     for token in reversed(list(tokenize.generate_tokens(io.StringIO(code).readline))):
         (row, column), line = token.start, token.line.rstrip("\n")
         if token.type == tokenize.COMMENT and len(line) > COLUMNS:
