@@ -3,7 +3,7 @@
     python benchmarks/flagship.py resnet20
     python benchmarks/flagship.py resnet56
     python benchmarks/flagship.py vgg16                        # a quarter of the width
-    python benchmarks/flagship.py vgg16-uniform                # ... cut alike in all layers, lower learning rate
+    python benchmarks/flagship.py vgg16-uniform                # ... all layers alike, lower learning rate
     python benchmarks/flagship.py vgg16-full --device cuda     # trains the dense network first
 
 Everything that the course teaches, put together: a criterion that looks at data, taken globally and
