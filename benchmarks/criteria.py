@@ -2,12 +2,14 @@
 
     python benchmarks/criteria.py
     python benchmarks/criteria.py --examine
+    python benchmarks/criteria.py --anew
 
 No retraining, except for the gates, which have to be learned first. Data: the embedded pictures. Criteria
 that measure look at 512 training pictures, the accuracy is that on the validation pictures, and the test
 pictures are not looked at. Each seed draws other pictures, and other random scores. Writes
 results/criteria.json. With ``--examine`` it asks instead why some criteria do no better than random, and
-writes results/criteria_reasons.json.
+writes results/criteria_reasons.json. With ``--anew`` it measures some of the cut networks with fresh
+statistics in their batch norms, and writes results/criteria_anew.json.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ from prunelab import basics, channels, planning, registry, regularisers, surgery
 
 RESULTS = Path(__file__).parents[1] / "results" / "criteria.json"
 REASONS = RESULTS.with_name("criteria_reasons.json")
+ANEW = RESULTS.with_name("criteria_anew.json")
 SCOPES = ("local", "global")
 AMOUNTS = (0.1, 0.2, 0.3)
 SEEDS = (0, 1, 2)
 SIGNED = ("grasp", "movement", "obd_hutchinson", "hessian_trace")
 BLIND_TO_SIZE = ("cosine", "filter_correlation")
+MEASURED_ANEW = ("random", "l1", "l2", *BLIND_TO_SIZE, "grasp", "obd_hutchinson", "hessian_trace")
+ANEW_AMOUNT, ANEW_PICTURES = 0.2, 500
 NEARLY_DEAD = 0.1  # of the largest L1 norm of the filters that it is ranked with
 GATES = {"kind": "hard-concrete", "epochs": 3, "lr": 0.2, "strength": 1e-4}
 OTHER_GATES = (
@@ -79,12 +84,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", nargs="*", help="criteria to measure again; the others stay as they are")
     parser.add_argument("--examine", action="store_true", help="ask why some do no better than random")
+    parser.add_argument("--anew", action="store_true", help="measure some with fresh batch-norm statistics")
     arguments = parser.parse_args()
     only = arguments.only
     data = pl.data.load("embedded", quiet=True)
     model = pl.models.resnet20(weights="embedded").eval()
     if arguments.examine:
         write(REASONS, examine(model, data))
+        return
+    if arguments.anew:
+        write(ANEW, measured_anew(model, data))
         return
     judges = [
         method
@@ -204,6 +213,37 @@ def examine(model, data) -> dict:
     for name in tqdm(SIGNED, desc="absolute values"):
         method = _changed(registry.find("criterion", name), lambda s, w: s.abs())
         result["absolute"][name] = _by_scope(in_both(scored(method, seed=seed)) for seed in SEEDS)
+    return result
+
+
+def measured_anew(model, data) -> dict:
+    """What is left in the local ranking, with the old statistics of the batch norms and with fresh ones."""
+    found = channels.trace(model, data.example)
+
+    def accuracy(network) -> float:
+        return pl.evaluate(network, data.validation, progress=False).accuracy
+
+    def anew(network) -> float:
+        return accuracy(pl.recalibrate(network, data.train, pictures=ANEW_PICTURES))
+
+    result = {
+        "command": "python benchmarks/criteria.py --anew",
+        "data": data.source,
+        "amount": ANEW_AMOUNT,
+        "pictures": ANEW_PICTURES,
+        "versions": basics.versions(),
+        "dense": {"as it is": accuracy(model), "anew": anew(model)},
+        "accuracy": {},  # of random choice for each seed, of the others for the first one
+    }
+    for name in tqdm(MEASURED_ANEW, desc="fresh statistics"):
+        method = registry.find("criterion", name)
+        rows: dict[str, list[float]] = {"as it is": [], "anew": []}
+        for seed in SEEDS if name == "random" else SEEDS[:1]:
+            scores = planning.channel_scores(model, found, method, scope="local", data=data.train, seed=seed)
+            network = surgery.rebuild(model, found, planning.order(found, scores, "local").at(ANEW_AMOUNT))
+            rows["as it is"].append(accuracy(network))
+            rows["anew"].append(anew(network))
+        result["accuracy"][name] = rows
     return result
 
 

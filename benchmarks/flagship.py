@@ -40,7 +40,7 @@ class Settings:
     Attributes:
         flops: share of the dense network's FLOPs that is kept in the end.
         most_lost: how many points of accuracy may be lost.
-        criterion, scope, most: as in :func:`prunelab.prune`; measured on 1,024 training pictures.
+        criterion, scope, most: as in :func:`prunelab.prune`; measured on 512 of 1,024 training pictures.
         width: of the network, where it has one.
         dense_epochs: how long to train the dense network, where no trained one is part of the package.
         rounds: prunings, each by the same factor.
@@ -109,8 +109,8 @@ def pruned(
     """
     dense, small, course = pl.metrics.flops(teacher, data.example), teacher, []
     for number in range(1, settings.rounds + 1):
-        # Stored, because another machine, on which an interrupted run may go on, could choose another one of
-        # two filters that are as good as equal.
+        # Stored: another machine, on which an interrupted run goes on, could
+        # choose another one of two filters that are as good as equal.
         file = folder / f"flagship-{name}-{seed}-{number}.safetensors"
         if not file.exists():
             wanted = settings.flops ** (number / settings.rounds) * dense

@@ -4,7 +4,8 @@
 
 Every run sees 5,000 embedded training pictures twice, with or without a regulariser; some are cut afterwards
 and see them once more. Accuracy is that on the embedded validation pictures; the test pictures are not looked
-at. Writes results/regularisation.json after every seed. About half an hour on one core, in bfloat16.
+at. A network that was cut or shrunk is measured once more with fresh statistics in its batch norms. Writes
+results/regularisation.json after every seed. About half an hour on one core, in bfloat16.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class Bench:
     def accuracy(self, model: nn.Module) -> float:
         return pl.evaluate(model, self.data.validation, progress=False).accuracy
 
+    def fresh(self, model: nn.Module) -> float:
+        return self.accuracy(pl.recalibrate(model, self.data.train))
+
     def trained(self, model: nn.Module, *callbacks, how: dict = TRAINING) -> nn.Module:
         """A copy that was trained on."""
         result = copy.deepcopy(model)
@@ -61,9 +65,10 @@ class Bench:
         return result
 
     def before_and_after(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy before and after fine-tuning."""
+        """Accuracy before fine-tuning, as it is and with fresh statistics, and after it."""
         return {
             "before": self.accuracy(model),
+            "fresh": self.fresh(model),
             "after": self.accuracy(self.trained(model, how=FINE_TUNING)),
         }
 
@@ -180,13 +185,13 @@ def gates(bench: Bench, plain: nn.Module) -> list[dict]:
 
 
 class Watch(pl.training.Callback):
-    """Lengths of the chosen filters and of the others at every step, and the accuracy at one step."""
+    """Lengths of the chosen filters and of the others at every step, and the accuracies at one step."""
 
     def __init__(self, bench: Bench, growing: regularisers.GrowingRegularisation):
         self.bench, self.growing = bench, growing
         self.chosen: list[float] = []
         self.others: list[float] = []
-        self.accuracy = 0.0
+        self.accuracy = self.fresh = 0.0
 
     @torch.no_grad()
     def after_step(self, run) -> None:
@@ -197,6 +202,7 @@ class Watch(pl.training.Callback):
         self.others.append(round(now[keep].mean().item(), 5))
         if run.step == self.growing.removal:
             self.accuracy = self.bench.accuracy(run.model)
+            self.fresh = self.bench.fresh(run.model)
 
 
 def growing(bench: Bench, plain: nn.Module) -> list[dict]:
@@ -215,11 +221,14 @@ def growing(bench: Bench, plain: nn.Module) -> list[dict]:
                 "others": before.others,
                 "growing": {
                     "before": before.accuracy,
+                    "fresh_before": before.fresh,
                     "removed": after.accuracy,
+                    "fresh_removed": after.fresh,
                     "after": bench.accuracy(pressed),
                 },
                 "one_shot": {
                     "removed": bench.accuracy(at_once),
+                    "fresh_removed": bench.fresh(at_once),
                     "after": bench.accuracy(bench.trained(at_once)),
                 },
             }

@@ -31,13 +31,13 @@ from prunelab.planning import Plan, plan
 from prunelab.registry import methods
 from prunelab.sparsify import finalize, masks, sparsify
 from prunelab.surgery import prune
-from prunelab.training import Callback, evaluate, fit
+from prunelab.training import Callback, evaluate, fit, recalibrate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Callback", "Plan", "TraceError", "channels", "compare", "criteria", "criterion", "data", "evaluate",
     "evidence", "finalize", "fit", "granularity", "load", "masks", "merging", "methods", "metrics",
-    "models", "plan", "planning", "plots", "prune", "recipes", "regularisers", "save", "schedules",
-    "sensitivity", "sparsify", "storage", "training",
+    "models", "plan", "planning", "plots", "prune", "recalibrate", "recipes", "regularisers", "save",
+    "schedules", "sensitivity", "sparsify", "storage", "training",
 ]  # fmt: skip

@@ -64,7 +64,7 @@ from prunelab.results import Store
 from prunelab.sparsify import sparsify
 from prunelab.storage import storage_report
 from prunelab.surgery import prune
-from prunelab.training import evaluate, fit
+from prunelab.training import evaluate, fit, recalibrate
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -253,9 +253,11 @@ def run(configuration: Configuration, device: str = "cpu") -> dict[str, Any]:
     Args:
         device: where the network and the pictures are, ``"cpu"``, ``"cuda"`` or ``"mps"``.
     Returns:
-        ``accuracy`` and ``loss`` at the end and, unless a recipe did the work, ``accuracy_before`` that was
-        fine-tuned, on the validation pictures or those that ``report`` names; of the network (and, as
-        ``dense``, of the one before) ``parameters``, ``nonzero`` ones, ``sparsity``, ``macs``,
+        ``accuracy`` and ``loss`` at the end; ``accuracy_before`` what was fine-tuned, unless a recipe did the
+        work; ``accuracy_recalibrated``, where something was cut, with fresh statistics in the batch norms
+        (:func:`prunelab.training.recalibrate`) but no fine-tuning; all on the validation pictures or those
+        that ``report`` names; of the network (and, as ``dense``, of the one before) ``parameters``,
+        ``nonzero`` ones, ``sparsity``, ``macs``,
         ``nonzero_macs`` and ``bytes`` by encoding (:func:`prunelab.metrics.size`); ``controls``, the accuracy
         of each, if the recipe made some; ``pictures_seen`` in all trainings; ``seconds`` for removing
         (recipes train meanwhile), for training, and of the processor in all, which do not count what others
@@ -302,6 +304,8 @@ def run(configuration: Configuration, device: str = "cpu") -> dict[str, Any]:
     seconds["removing"] = time.perf_counter() - started
     if "recipe" not in full:
         outcome["accuracy_before"] = accuracy(model).accuracy
+    if "prune" in full or "sparsify" in full:
+        outcome["accuracy_recalibrated"] = accuracy(recalibrate(model, data.train)).accuracy
     if "finetune" in full:
         train(model, full["finetune"])
     outcome["loss"], outcome["accuracy"], _ = accuracy(model)

@@ -120,8 +120,10 @@ def _legend_above(ax: Axes, title: str) -> None:
     columns = len(widths)
     while columns > 1 and sum(max(column) for column in np.array_split(widths, columns)) >= letters:
         columns -= 1
+    rows = -(-len(widths) // columns)
+    columns = -(-len(widths) // rows)  # as many in the last row as in the others, if that can be
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns)
-    ax.set_title(title, pad=8 + 15 * -(-len(widths) // columns))
+    ax.set_title(title, pad=8 + 15 * rows)
 
 
 # --- weights ----------------------------------------------------------------------------------------
@@ -204,7 +206,8 @@ def masks(
     picture = cells.transpose(1, 2, 0, 3).reshape(channels * (kh + 1), filters * (kw + 1))[:-1, :-1]
     figure, ax = _canvas(ax, height=min(6.0, 0.8 + WIDTH * picture.shape[0] / picture.shape[1]))
     look: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.4, "cmap": _magnitudes()}
-    ax.pcolormesh(picture, vmin=0, vmax=values.max(), **look)
+    largest = values.max() or 1  # a scale from 0 to 0 has one colour, for what is removed as well
+    ax.pcolormesh(picture, vmin=0, vmax=largest, **look)
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.set_xticks(np.arange(filters) * (kw + 1) + kw / 2, [str(j) for j in range(filters)])
@@ -391,7 +394,7 @@ def scatter(
     title: str = "",
 ) -> Figure:
     """One numbered dot for each group: two of its numbers against each other. Where dots crowd, the first
-    keeps its number.
+    keeps its number, unless it would lie on another dot.
 
     Args:
         x, y: ``(n,)`` each.
@@ -406,13 +409,16 @@ def scatter(
         ends = min(across.min(), up.min()), max(across.max(), up.max())
         ax.plot(ends, ends, ":", color="grey", linewidth=1, zorder=0)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    numbered: list[np.ndarray] = []
-    for j, place in enumerate(zip(across, up, strict=True)):
-        ax.get_xlim(), ax.get_ylim()  # fixes what a dot's place on the canvas is
-        spot = ax.transData.transform(place) * 72 / figure.dpi  # in points
-        if all(np.abs(spot - other).max() > 8 for other in numbered):
-            numbered.append(spot)
-            ax.annotate(str(j), place, (3, 3), textcoords="offset points", fontsize=7, color="dimgrey")
+    ax.get_xlim(), ax.get_ylim()  # fixes what a dot's place on the canvas is
+    places = np.column_stack([across, up])
+    spots = ax.transData.transform(places) * 72 / figure.dpi  # in points
+    numbered: list[int] = []
+    for j, spot in enumerate(spots):
+        size = np.array([5 * len(str(j)) + 4, 11])  # of the number, and of a dot's half on each side
+        covers = ((spots > spot + 1) & (spots < spot + 1 + size)).all(1)
+        if not covers.any() and all(np.abs(spot - spots[other]).max() > 8 for other in numbered):
+            numbered.append(j)
+            ax.annotate(str(j), places[j], (3, 3), textcoords="offset points", fontsize=7, color="dimgrey")
     return figure
 
 
@@ -446,7 +452,11 @@ def bars(
     _check_some("values", values)
     figure, ax = _canvas(ax, height=0.9 + 0.3 * len(values))
     drawn = ax.barh(list(values), list(values.values()), color=BLUE, log=log)
-    ax.bar_label(drawn, [f"{value:g}" for value in values.values()], padding=3)
+    labels = [f"{value:g}" for value in values.values()]
+    if not log and not any("e" in label for label in labels):  # on one scale as many decimals for all
+        decimals = max(len(label.partition(".")[2]) for label in labels)
+        labels = [f"{value:.{decimals}f}" for value in values.values()]
+    ax.bar_label(drawn, labels, padding=3)
     ax.invert_yaxis()
     ax.margins(x=0.12)
     ax.set(title=title, xlabel=xlabel)
@@ -494,7 +504,8 @@ def dots(
         ax.axvspan(*band, color=FADED, zorder=0)
     if level is not None:
         ax.axvline(level, color="grey", linestyle=":", linewidth=1)
-    ax.set_yticks(list(ticks.values()), list(ticks), fontsize=7)
+    room = 72 * ax.bbox.height / ax.figure.dpi / (place - 1)  # points for each row, gaps between groups too
+    ax.set_yticks(list(ticks.values()), list(ticks), fontsize=min(9, max(7, 0.7 * room)))
     ax.set(ylim=(place - 1, -1), xlabel=xlabel, title=title)
     ax.grid(axis="y", color=FADED, linewidth=0.5)
     ax.set_axisbelow(True)

@@ -16,6 +16,7 @@ were measured, however many seeds there are.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -71,11 +72,9 @@ def critical_difference(table: Table, alpha: float = 0.05) -> float:
     Args:
         alpha: the probability that, if no method differed, any pair would be called different.
     """
-    from scipy import stats
-
     methods, blocks = _array(table).shape
-    quantile = stats.studentized_range.ppf(1 - alpha, methods, math.inf) / math.sqrt(2)
-    return float(quantile * math.sqrt(methods * (methods + 1) / (6 * blocks)))
+    quantile = _studentized_range(alpha, methods, math.inf) / math.sqrt(2)
+    return quantile * math.sqrt(methods * (methods + 1) / (6 * blocks))
 
 
 def spread(table: Table) -> float:
@@ -100,11 +99,16 @@ def honest_difference(table: Table, alpha: float = 0.05) -> float:
     Args:
         alpha: the probability that, if no method differed, any pair would be called different.
     """
+    methods, repeats = _array(table).shape
+    quantile = _studentized_range(alpha, methods, methods * (repeats - 1))
+    return quantile * spread(table) / math.sqrt(repeats)
+
+
+@functools.cache  # a slow integral, and many tables have the same size
+def _studentized_range(alpha: float, methods: int, degrees: float) -> float:
     from scipy import stats
 
-    methods, repeats = _array(table).shape
-    quantile = stats.studentized_range.ppf(1 - alpha, methods, methods * (repeats - 1))
-    return float(quantile * spread(table) / math.sqrt(repeats))
+    return float(stats.studentized_range.ppf(1 - alpha, methods, degrees))
 
 
 # ------------------------------------------------------------------------------------- runs of a sweep
@@ -181,12 +185,12 @@ def measured(
     Returns:
         A table with "before → after" the last training in each cell, or just the end where nothing was
         measured before; ± is the standard deviation over the seeds, and how many these are is said below. In
-        bold what is above random choice by more than the :func:`honest_difference` of all methods of the
-        column.
+        bold what is better than random choice :attr:`beyond chance <BesideRandom.beyond_chance>`.
     Raises:
         ValueError: a method that was not run.
     """
-    found = _cells(path, method, setting)
+    found, _ = _cells(path, method, setting)
+    beside = beside_random(path, method, setting)
     dense = found.pop("dense", {})
     names = dict.fromkeys(["random"] * ("random" in found) + list(names))
     if missing := names.keys() - found.keys():
@@ -201,9 +205,9 @@ def measured(
     if dense:
         cells = [_in_words(next(iter(dense.values())))] * len(columns)
         lines.append("| dense, trained alike | " + " | ".join(cells) + " |")
-    floors = {value: _floor(found, value) for value in columns}
+    bold = {(name, value) for name in names for value in found[name] if beside[name][value].beyond_chance}
     for name in names:
-        cells = [_in_words(found[name].get(value, []), floors[value]) for value in columns]
+        cells = [_in_words(found[name].get(value, []), (name, value) in bold) for value in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     seeds = {
         head: max((len(found[name].get(value, [])) for name in names), default=0)
@@ -211,7 +215,10 @@ def measured(
     }
     usual = max(seeds.values(), default=0)
     fewer = "".join(f"; {head}: {_count(number)}" for head, number in seeds.items() if number < usual)
-    return "\n".join([*lines, "", f"*Validation accuracy in per cent, {_count(usual)}{fewer}.*"])
+    note = f"Validation accuracy in per cent, {_count(usual)}{fewer}."
+    if bold:
+        note += " Bold: above random choice by more than chance explains."
+    return "\n".join([*lines, "", f"*{note}*"])
 
 
 def _count(seeds: int) -> str:
@@ -222,46 +229,113 @@ def accuracies(
     path: str | os.PathLike,
     method: Sequence[str] = ("prune.criterion",),
     setting: str | None = "prune.flops",
+    measure: str = "accuracy",
 ) -> dict[str, dict[float, list[float]]]:
     """What :func:`measured` shows, as numbers: of each method and setting the accuracies at the end, of all
     seeds, ``{"l1": {0.5: [0.75, …]}}``. No setting is ``math.nan``.
+
+    Args:
+        measure: another entry of the results to take in place of the accuracy, such as ``"sparsity"``.
     """
+    found, _ = _cells(path, method, setting, measure)
     return {
         name: {value: [after for _, after in pairs] for value, pairs in row.items()}
-        for name, row in _cells(path, method, setting).items()
+        for name, row in found.items()
     }
 
 
+class BesideRandom(NamedTuple):
+    """A method at one setting, beside random choice: means over the seeds, in per cent."""
+
+    mean: float  # accuracy at the end
+    gain: float  # how far it is above its random choice; NaN without one
+    needed: float  # by how much the two may differ by chance; infinite if that cannot be said
+
+    @property
+    def beyond_chance(self) -> bool:
+        return self.gain > self.needed
+
+
+def beside_random(
+    path: str | os.PathLike,
+    method: Sequence[str] = ("prune.criterion",),
+    setting: str | None = "prune.flops",
+) -> dict[str, dict[float, BesideRandom]]:
+    """What :func:`measured` shows, beside random choice: ``{"block, l1": {0.5: BesideRandom(…), …}, …}``.
+
+    A method's random choice is the row in whose name every criterion (a word from an entry of ``method`` that
+    ends in ``criterion``) is ``random``, and all other words are the same: ``"block, random"`` for ``"block,
+    l1"``, and ``"random"`` for ``"l1"``. What a difference needs is the :func:`honest_difference` of all
+    methods that are compared with the same random choice at the same setting, and of that choice itself: of
+    those with as many results as it has. A method with fewer needs infinitely much, and so does any if there
+    is one seed.
+    """
+    chance = _cells(path, method, setting)[1]
+    families: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(dict)
+    for name, row in accuracies(path, method, setting).items():
+        for value, results in row.items():
+            families[chance[name], value][name] = results
+    beside: dict[str, dict[float, BesideRandom]] = defaultdict(dict)
+    for (random, value), family in families.items():
+        floor = family.get(random, [])
+        whole = {name: results for name, results in family.items() if len(results) == len(floor)}
+        needed = honest_difference(whole) if len(floor) > 1 and len(whole) > 1 else math.inf
+        for name, results in family.items():
+            mean = statistics.mean(results)
+            gain = mean - statistics.mean(floor) if floor else math.nan
+            beside[name][value] = BesideRandom(
+                100 * mean, 100 * gain, 100 * needed if name in whole else math.inf
+            )
+    return dict(beside)
+
+
+def beyond_chance(
+    beside: Mapping[str, Mapping[float, BesideRandom]],
+    names: Mapping[str, str],
+    setting: float,
+    none: str = "none",
+) -> str:
+    """Which methods are above random choice by more than chance explains, as an English list.
+
+    Args:
+        beside: as from :func:`beside_random`.
+        names: what to call each method, ``{"l1": "L1", …}``, in the order of the list.
+        none: what to say if no method is.
+    """
+    return listed([words for name, words in names.items() if beside[name][setting].beyond_chance], none)
+
+
+def listed(words: Sequence[str], none: str = "none") -> str:
+    """As one says it: ``"L1, L2 and FPGM"``; ``none`` if there are no words."""
+    if len(words) < 2:
+        return words[0] if words else none
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def _cells(
-    path: str | os.PathLike, method: Sequence[str], setting: str | None
-) -> dict[str, dict[float, list[tuple[float | None, float]]]]:
+    path: str | os.PathLike, method: Sequence[str], setting: str | None, measure: str = "accuracy"
+) -> tuple[dict[str, dict[float, list[tuple[float | None, float]]]], dict[str, str]]:
+    """The accuracies before and after, of each method and setting; and the name of its random choice."""
     found: dict[str, dict[float, list[tuple[float | None, float]]]] = defaultdict(lambda: defaultdict(list))
+    chance: dict[str, str] = {}
     for one in from_json(Path(path).read_text())["runs"]:
         row = flat(one["configuration"])
-        name = ", ".join(str(row[key]) for key in method if key in row) or "dense"
-        both = one["result"].get("accuracy_before"), one["result"]["accuracy"]
+        words = {key: str(row[key]) for key in method if key in row}
+        name = ", ".join(words.values()) or "dense"
+        chance[name] = ", ".join("random" if key.endswith("criterion") else words[key] for key in words)
+        both = one["result"].get("accuracy_before"), one["result"][measure]
         found[name][row.get(setting or "", math.nan)].append(both)
-    return found
+    return found, chance
 
 
-def _floor(found: Mapping[str, Mapping[float, list]], value: float) -> float:
-    """The accuracy above which a method is better than random choice, and not by chance."""
-    table = {name: [after for _, after in row[value]] for name, row in found.items() if value in row}
-    repeats = len(table.get("random", []))
-    whole = {name: accuracies for name, accuracies in table.items() if len(accuracies) == repeats}
-    if repeats < 2 or len(whole) < 2:
-        return math.inf
-    return statistics.mean(whole["random"]) + honest_difference(whole)
-
-
-def _in_words(pairs: Sequence[tuple[float | None, float]], floor: float = math.inf) -> str:
+def _in_words(pairs: Sequence[tuple[float | None, float]], bold: bool = False) -> str:
     if not pairs:
         return ""
     befores, afters = zip(*pairs)
     text = f"{100 * statistics.mean(afters):.1f}"
     if len(afters) > 1:
-        text += f" ± {100 * statistics.stdev(afters):.1f}"
-    text = f"**{text}**" if statistics.mean(afters) > floor else text
+        text += f"\u00a0±\u00a0{100 * statistics.stdev(afters):.1f}"  # never broken over two lines
+    text = f"**{text}**" if bold else text
     return text if None in befores else f"{100 * statistics.mean(befores):.1f} → {text}"
 
 

@@ -129,8 +129,8 @@ def pattern_library(scores: Tensor, entries: int = 4, size: int = 8) -> Tensor:
     """
     if not 1 <= entries <= scores.shape[1] or size < 1:
         raise ValueError(
-            f"entries={entries}, size={size}: patterns keep 1 to {scores.shape[1]} weights, and a library "
-            "holds at least one"
+            f"entries={entries}, size={size}: patterns keep 1 to "
+            f"{scores.shape[1]} weights, and a library holds at least one"
         )
     alive = _finite(scores[~scores.isneginf().all(1)])
     if len(alive) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import statistics
@@ -184,6 +185,33 @@ def evaluate(
             total_loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += (logits.argmax(1) == labels).sum().item()
     return Evaluation(total_loss / len(split), correct / len(split), len(split))
+
+
+def recalibrate(model: nn.Module, split: Split, *, pictures: int = 500, batch_size: int = 250) -> nn.Module:
+    """A copy of ``model`` whose batch norms have measured their statistics anew; no weight is changed.
+
+    A batch norm in evaluation mode centres and scales by what it saw in training. After a cut the layer
+    before it puts out something else, so that a network that is not trained on is judged with the statistics
+    of another one. This is the adaptive batch norm of Li et al. (2020, section 3).
+
+    Args:
+        split: training pictures, never those that the network is judged by.
+        pictures: how many of them, the first ones; a few hundred do.
+        batch_size: pictures per forward pass. Each batch counts alike, so it should divide them evenly.
+    Returns:
+        The copy, in evaluation mode, on the same device.
+    """
+    result = copy.deepcopy(model).eval()
+    for module in result.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over the batches
+            module.train()
+    some = split.subset(min(pictures, len(split))).to(device_of(model))
+    with torch.no_grad():
+        for images, _ in some.batches(batch_size):
+            result(images)
+    return result.eval()
 
 
 def _memory_format(model: nn.Module, split: Split, precision: str) -> torch.memory_format:

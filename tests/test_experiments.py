@@ -312,12 +312,14 @@ def test_a_run_does_what_the_same_calls_by_hand_do(few_pictures):
     dense = small(5)
     model = pl.prune(dense, data.example, data=data.train.subset(32), seed=5, **choice)
     before = pl.evaluate(model, data.test).accuracy
+    fresh = pl.evaluate(pl.recalibrate(model, data.train), data.test).accuracy
     after = pl.evaluate(trained(model, data, 5, **{**TRAINING, "epochs": 2}), data.test)
     assert (found["accuracy_before"], found["accuracy"], found["loss"]) == (
         before,
         after.accuracy,
         after.loss,
     )
+    assert found["accuracy_recalibrated"] == fresh
     assert found["parameters"] == sum(p.numel() for p in model.parameters()) >= found["nonzero"]
     assert found["macs"] == pl.metrics.macs(model, data.example)
     assert found["bytes"]["dense"] == sum(t.nbytes for t in model.state_dict().values())

@@ -94,6 +94,17 @@ def test_masks_fades_zeros_when_no_mask_is_given():
     assert cells.ravel().tolist() == [-1, 1]
 
 
+@pytest.mark.parametrize("largest", [0.0, 2.0])  # of a layer that is all zeros, too
+def test_masks_tells_a_zero_that_stays_from_one_that_is_removed(largest):
+    weight = torch.tensor([0.0, 0.0, 0.01, largest]).view(1, 1, 1, 4)
+    weight[..., 2] *= largest  # a small weight, if there is a large one
+    keep = torch.tensor([False, True, True, True]).view(1, 1, 1, 4)
+    drawn = plots.masks(weight, keep).axes[0].collections[0]
+    removed, zero, small, _ = drawn.to_rgba(drawn.get_array()).reshape(-1, 4)
+    assert removed == pytest.approx(matplotlib.colors.to_rgba(plots.FADED))
+    assert zero == pytest.approx(small, abs=0.05) and abs(zero - removed).max() > 0.5
+
+
 def cells_of(ax, filters, channels, size):
     """What a picture of masks shows, as ``(filters, channels, size, size)``, without its gaps."""
     step = size + 1
@@ -161,6 +172,11 @@ def test_scatter_numbers_its_dots_and_draws_where_both_are_equal():
     assert [text.get_text() for text in ax.texts] == ["0", "1"]
 
 
+def test_scatter_puts_no_number_on_another_dot():
+    ax = plots.scatter([0.0, 0.015, 1.0, 1.0], [0.0, 0.03, 1.0, 1.0]).axes[0]
+    assert [text.get_text() for text in ax.texts] == ["1", "2"]  # 3 lies on 2
+
+
 def test_layer_sparsity_draws_one_bar_for_each_layer_and_method():
     figure = plots.layer_sparsity({"local": {"a": 0.5, "b": 0.5}, "global": {"a": 0.2, "b": 0.8}})
     assert bar_heights(figure) == [[0.5, 0.5], [0.2, 0.8]]
@@ -181,6 +197,15 @@ def test_bars_name_their_values():
     ax = plots.bars({"add": 0.9, "read": 640}, log=True).axes[0]
     assert [bar.get_width() for bar in ax.patches] == [0.9, 640] and ax.get_xscale() == "log"
     assert [text.get_text() for text in ax.texts] == ["0.9", "640"]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [((0.8, 0.94, 1), ["0.80", "0.94", "1.00"]), ((3, 12), ["3", "12"]), ((2e6, 0.5), ["2e+06", "0.5"])],
+)
+def test_bars_on_one_scale_have_equally_many_decimals(values, labels):
+    ax = plots.bars(dict(zip("abc", values))).axes[0]
+    assert [text.get_text() for text in ax.texts] == labels
 
 
 def test_comparison_draws_ratios_to_the_first_row():

@@ -174,12 +174,13 @@ def test_table_for_the_book(tmp_path):
         "|---|---|---|",
         "| dense, trained alike | 90.0 → 88.0 | 90.0 → 88.0 |",
         "| random |  | 20.0 → 60.0 |",
-        "| l1 | 50.0 → 85.0 | 20.0 → 81.0 ± 1.4 |",
+        "| l1 | 50.0 → 85.0 | 20.0 → 81.0\u00a0±\u00a01.4 |",
         "",
         "*Validation accuracy in per cent, 2 seeds; 70 % of the FLOPs left: one seed.*",
     ]
     found = ranking.accuracies(path)
     assert found["l1"] == {0.5: [0.80, 0.82], 0.7: [0.85]} and found["random"] == {0.5: [0.60]}
+    assert ranking.accuracies(path, measure="accuracy_before")["l1"][0.5] == [0.1, 0.3]
     with pytest.raises(ValueError, match="sweep.json: linf"):
         ranking.measured(path, ["linf", "l1"])
 
@@ -194,8 +195,71 @@ def test_bold_is_what_chance_does_not_explain(tmp_path):
         *((0.1, after, seed, cut(name)) for name, pair in runs.items() for seed, after in enumerate(pair)),
     )
     # s = 0.0141, two runs each, q(0.05; 3, 3) = 5.91: 5.91 * 0.0141 / sqrt 2 = 0.059
-    lines = ranking.measured(path, ["l1", "l2"]).splitlines()[2:-2]
-    assert [line.split("→")[1] for line in lines] == [" 61.0 ± 1.4 |", " **81.0 ± 1.4** |", " 64.0 ± 1.4 |"]
+    *lines, _, note = ranking.measured(path, ["l1", "l2"]).splitlines()[2:]
+    assert [line.split("→")[1] for line in lines] == [
+        " 61.0\u00a0±\u00a01.4 |",
+        " **81.0\u00a0±\u00a01.4** |",
+        " 64.0\u00a0±\u00a01.4 |",
+    ]
+    assert note.endswith("2 seeds. Bold: above random choice by more than chance explains.*")
+    found = ranking.beside_random(path)
+    assert found["l1"][0.5] == pytest.approx((81, 20, 5.9), abs=0.02)
+    assert found["l2"][0.5] == pytest.approx((64, 3, 5.9), abs=0.02)
+    assert [found[name][0.5].beyond_chance for name in ("random", "l1", "l2")] == [False, True, False]
+
+
+def test_each_method_is_compared_with_its_own_random_choice(tmp_path):
+    def cut(granularity, criterion, amount):
+        stage = {"granularity": granularity, "criterion": criterion, "amount": amount}
+        return {"sparsify": {key: value for key, value in stage.items() if value}}
+
+    runs = {
+        ("weight", "l1", 0.5): (0.80, 0.82),
+        ("weight", "l2", 0.5): (0.90,),  # one seed
+        ("weight", "random", 0.5): (0.60, 0.62),
+        ("filter", "l1", 0.5): (0.70, 0.90),  # as high as weights, but its own random choice is, too
+        ("filter", "random", 0.5): (0.70, 0.88),
+        ("weight", "l1", 0.9): (0.50,),  # one seed of both
+        ("weight", "random", 0.9): (0.10,),
+        ("block", "l1", 0.5): (0.80, 0.82),  # no random choice
+        ("l1", "", 0.5): (0.80, 0.82),  # these two are no criteria, though they sound like it
+        ("random", "", 0.5): (0.10, 0.12),
+    }
+    path = stored(
+        tmp_path,
+        (None, 0.95, 0, {}),
+        *(
+            (None, after, seed, cut(*how))
+            for how, afters in runs.items()
+            for seed, after in enumerate(afters)
+        ),
+    )
+    how = ["sparsify.granularity", "sparsify.criterion"], "sparsify.amount"
+    found = ranking.beside_random(path, *how)
+    pair = {"l1": [0.80, 0.82], "random": [0.60, 0.62]}
+    assert found["weight, l1"][0.5] == pytest.approx((81, 20, 100 * ranking.honest_difference(pair)))
+    assert found["filter, l1"][0.5][:2] == pytest.approx((80, 1))
+    assert found["weight, l2"][0.5] == pytest.approx((90, 29, math.inf))
+    assert found["weight, l1"][0.9] == pytest.approx((50, 40, math.inf))
+    for name in ("block, l1", "dense"):
+        (alone,) = found[name].values()
+        assert math.isnan(alone.gain) and alone.needed == math.inf
+    beyond = {(name, value) for name, row in found.items() for value, one in row.items() if one.beyond_chance}
+    assert beyond == {("weight, l1", 0.5)}
+    table = ranking.measured(path, [", ".join(filter(None, names)) for *names, _ in runs], *how)
+    assert [line for line in table.splitlines() if "**" in line] == [
+        "| weight, l1 | **81.0\u00a0±\u00a01.4** | 50.0 |"
+    ]
+
+
+def test_methods_beyond_chance_in_words():
+    good, bad = ranking.BesideRandom(80, 5, 4), ranking.BesideRandom(80, 4, 4)
+    beside = {name: {0.5: good, 0.3: bad} for name in ("l1", "l2", "fpgm")} | {"l0": {0.5: bad, 0.3: bad}}
+    names = {"l1": "L1", "l0": "L0", "l2": "L2", "fpgm": "FPGM"}
+    assert ranking.beyond_chance(beside, names, 0.5) == "L1, L2 and FPGM"
+    assert ranking.beyond_chance(beside, names, 0.3) == "none"
+    assert ranking.beyond_chance(beside, names, 0.3, "none of them") == "none of them"
+    assert ranking.listed(["L1"]) == "L1" and ranking.listed(["L1", "L2"]) == "L1 and L2"
 
 
 def test_table_of_recipes_has_no_before_and_names_may_be_of_two_words(tmp_path):

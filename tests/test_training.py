@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab import training
 from prunelab.data import Data, Split
-from prunelab.training import Callback, TrainingDiverged, evaluate, fit, learning_rate
+from prunelab.training import Callback, TrainingDiverged, evaluate, fit, learning_rate, recalibrate
 
 EPOCHS, BATCH = 3, 16
 STEPS = 4  # of an epoch: 56 pictures in batches of 16, the last one smaller
@@ -298,6 +298,30 @@ def test_evaluate_leaves_the_model_as_it_was(data):
     assert model.training and not model[1].training
     evaluate(model.eval(), data.test)
     assert not model.training
+
+
+def test_recalibrate_measures_the_statistics_anew_and_nothing_else(data):
+    model = tiny_model().train()
+    model[1].running_mean.fill_(9.0)
+    before = weights(model)
+    fresh = recalibrate(model, data.train, batch_size=28)
+    assert equal(before, weights(model)) and model.training and not fresh.training
+    seen = model[0](data.train.normalise(data.train.images)).detach().transpose(0, 1)  # a channel first
+    assert torch.allclose(fresh[1].running_mean, seen.flatten(1).mean(1), atol=1e-5)
+    halves = [half.flatten(1).var(1) for half in seen.split(28, dim=1)]
+    assert torch.allclose(fresh[1].running_var, torch.stack(halves).mean(0), rtol=1e-4)
+    assert equal(dict(fresh.named_parameters()), dict(model.named_parameters()))
+
+
+def test_recalibrate_brings_back_what_only_the_statistics_had_lost():
+    pictures = pl.data.load("embedded", quiet=True)
+    model = pl.models.resnet20(weights="embedded").eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var *= 100
+    fresh = recalibrate(model, pictures.train, pictures=250)
+    spoiled, restored = (evaluate(m, pictures.validation.subset(250)).accuracy for m in (model, fresh))
+    assert restored > spoiled + 0.3
 
 
 # ------------------------------------------------------------------------------------- repeatable

@@ -73,7 +73,7 @@ def _(draw):
     yield torch.tensor([0.0, 9.0]), torch.tensor([0.5, 0.5])
 
 
-@draw_gate.part("many draws", points=2, hint="divide by the temperature, stretch, then cut off")
+@draw_gate.part("many draws", points=1, hint="divide by the temperature, stretch, then cut off")
 def _(draw):
     for spread in (0.5, 2.0):
         yield spread * torch.randn(50, generator=draw), 0.02 + 0.96 * torch.rand(50, generator=draw)
@@ -113,7 +113,31 @@ def _(draw):
         yield [torch.randn(n, generator=draw) for n in (8, 4, 16)], amount
 
 
-@slim.part("layers with small scales", points=2, hint="who would go if a layer has one channel left?")
+@slim.part("layers with small scales", points=1, hint="who would go if a layer has one channel left?")
 def _(draw):
     for amount in (0.6, 0.75, 1.0):
         yield [torch.randn(n, generator=draw) * s for n, s in ((6, 1.0), (5, 0.01), (1, 0.001))], amount
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+@exercise("read", expects="the name of a line, or True or False")
+def read(question):
+    named = {"a": "random", "b": "0.03", "c": "plain"}
+    return named.get(question, question == "e")
+
+
+@read.part("the question that is done", points=0, public=True)
+def _(draw):
+    yield ("a",)
+
+
+@read.part("the lines", points=1, hint="the left ends of both panels; who is cut by lot?")
+def _(draw):
+    yield from [("b",), ("c",)]
+
+
+@read.part("the sentences", points=1, hint="compare the two panels at the same share; two points are noise")
+def _(draw):
+    yield from [("d",), ("e",), ("f",)]

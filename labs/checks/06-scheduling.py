@@ -58,7 +58,7 @@ def _layer(draw, size, share):
     return weight, keep, torch.randn(size, generator=draw), share
 
 
-@rigl_move.part("larger layers", points=2, hint="magnitudes, of weights and of gradients alike")
+@rigl_move.part("larger layers", points=1, hint="magnitudes, of weights and of gradients alike")
 def _(draw):
     for size, share in [(12, 0.5), (40, 0.3), (200, 0.15), (9, 0.0)]:
         yield _layer(draw, size, share)
@@ -95,7 +95,7 @@ def _(draw):
     yield early, [torch.tensor([0.9, -0.7]), torch.tensor([[0.1, -0.2]])], 0.5
 
 
-@ticket_start.part("more layers", points=2, hint="one ranking for all layers; values from before")
+@ticket_start.part("more layers", points=1, hint="one ranking for all layers; values from before")
 def _(draw):
     for shapes, amount in [([(4, 3, 3, 3), (5, 8)], 0.8), ([(6,), (2, 2), (3, 5)], 0.3), ([(7, 2)], 0.5)]:
         early = [torch.randn(shape, generator=draw) for shape in shapes]
@@ -129,3 +129,27 @@ def _(draw):
     for shape in [(5,), (3, 4), (2, 3, 3, 3)]:
         tensors = [torch.randn(shape, generator=draw) for _ in range(3)]
         yield (*tensors, torch.rand(shape, generator=draw) < 0.6, 0.3, 0.9)
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+@exercise("read", expects="the name of a line, or True or False")
+def read(question):
+    named = {"a": "agp", "b": "one_shot", "c": "linear"}
+    return named.get(question, question == "e")
+
+
+@read.part("the question that is done", points=0, public=True)
+def _(draw):
+    yield ("a",)
+
+
+@read.part("the lines", points=1, hint="the steepest fall; and whose last cut you can see comes latest?")
+def _(draw):
+    yield from [("b",), ("c",)]
+
+
+@read.part("the sentences", points=1, hint="compare the two panels of accuracy at the same step")
+def _(draw):
+    yield from [("d",), ("e",), ("f",)]

@@ -47,14 +47,14 @@ def classes_of(count, ties):
     return [first[part] for part in component.tolist()]
 
 
-@classes_of.part("the example of the lab", points=1, public=True)
+@classes_of.part("the example of the lab", points=0.5, public=True)
 def _(draw):
     yield 4, []
     yield 6, [[1, 4], [4, 5]]
 
 
 @classes_of.part(
-    "many ties, in any order", points=2, hint="a tie may join two classes that have grown already"
+    "many ties, in any order", points=1.5, hint="a tie may join two classes that have grown already"
 )
 def _(draw):
     yield 6, [[5, 4], [4, 3], [3, 2], [2, 1], [1, 0]]
@@ -118,7 +118,7 @@ def keep_for(scores, costs, share):
     return torch.tensor([k not in gone for k in range(len(scores))])
 
 
-@keep_for.part("the example of the lab", points=1, public=True)
+@keep_for.part("the example of the lab", points=0.5, public=True)
 def _(draw):
     scores, costs = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([10.0, 20.0, 10.0])
     yield scores, costs, 0.5
@@ -137,10 +137,33 @@ def _(draw):
 
 @keep_for.part(
     "equal scores, and nothing to do",
-    points=1,
+    points=0.5,
     hint="equal scores: the first goes first; a share of 1 removes nothing",
 )
 def _(draw):
     yield torch.ones(4), torch.tensor([4.0, 4.0, 4.0, 4.0]), 0.5
     yield torch.randn(5, generator=draw), torch.ones(5), 1.0
     yield torch.tensor([1.0, 0.0, 0.0, 2.0]), torch.tensor([1.0, 8.0, 1.0, 2.0]), 0.4
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+@exercise("judge", expects="True or False")
+def judge(sentence):
+    return sentence in ("a", "c", "e")
+
+
+@judge.part("the sentence that is done", points=0, public=True)
+def _(draw):
+    yield ("a",)
+
+
+@judge.part("where the ties reach", points=1, hint="go down the columns of `conv`, and those of stage 3")
+def _(draw):
+    yield from [("b",), ("c",)]
+
+
+@judge.part("why they are there", points=1, hint="what is added must fit; a criterion ties nothing")
+def _(draw):
+    yield from [("d",), ("e",)]
