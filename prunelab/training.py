@@ -187,7 +187,9 @@ def evaluate(
     return Evaluation(total_loss / len(split), correct / len(split), len(split))
 
 
-def recalibrate(model: nn.Module, split: Split, *, pictures: int = 500, batch_size: int = 250) -> nn.Module:
+def recalibrate(
+    model: nn.Module, split: Split, *, pictures: int = 500, batch_size: int = 250, augment: bool = True
+) -> nn.Module:
     """A copy of ``model`` whose batch norms have measured their statistics anew; no weight is changed.
 
     A batch norm in evaluation mode centres and scales by what it saw in training. After a cut the layer
@@ -198,6 +200,7 @@ def recalibrate(model: nn.Module, split: Split, *, pictures: int = 500, batch_si
         split: training pictures, never those that the network is judged by.
         pictures: how many of them, the first ones; a few hundred do.
         batch_size: pictures per forward pass. Each batch counts alike, so it should divide them evenly.
+        augment: as in the network's training (:func:`fit`), because plain pictures have other statistics.
     Returns:
         The copy, in evaluation mode, on the same device.
     """
@@ -209,7 +212,7 @@ def recalibrate(model: nn.Module, split: Split, *, pictures: int = 500, batch_si
             module.train()
     some = split.subset(min(pictures, len(split))).to(device_of(model))
     with torch.no_grad():
-        for images, _ in some.batches(batch_size):
+        for images, _ in some.batches(batch_size, augment=augment):
             result(images)
     return result.eval()
 

@@ -304,13 +304,14 @@ def test_recalibrate_measures_the_statistics_anew_and_nothing_else(data):
     model = tiny_model().train()
     model[1].running_mean.fill_(9.0)
     before = weights(model)
-    fresh = recalibrate(model, data.train, batch_size=28)
+    fresh = recalibrate(model, data.train, batch_size=28, augment=False)
     assert equal(before, weights(model)) and model.training and not fresh.training
     seen = model[0](data.train.normalise(data.train.images)).detach().transpose(0, 1)  # a channel first
     assert torch.allclose(fresh[1].running_mean, seen.flatten(1).mean(1), atol=1e-5)
     halves = [half.flatten(1).var(1) for half in seen.split(28, dim=1)]
     assert torch.allclose(fresh[1].running_var, torch.stack(halves).mean(0), rtol=1e-4)
     assert equal(dict(fresh.named_parameters()), dict(model.named_parameters()))
+    assert not torch.equal(recalibrate(model, data.train)[1].running_mean, fresh[1].running_mean)  # augmented
 
 
 def test_recalibrate_brings_back_what_only_the_statistics_had_lost():
