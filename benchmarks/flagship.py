@@ -3,7 +3,6 @@
     python benchmarks/flagship.py resnet20
     python benchmarks/flagship.py resnet56
     python benchmarks/flagship.py vgg16                        # a quarter of the width
-    python benchmarks/flagship.py vgg16-uniform                # ... all layers alike, lower learning rate
     python benchmarks/flagship.py vgg16-full --device cuda     # trains the dense network first
 
 Everything that the course teaches, put together: a criterion that looks at data, taken globally and
@@ -70,7 +69,6 @@ NETWORKS = {
     "resnet20": Settings(flops=0.46, most_lost=0.009, epochs=50),
     "resnet56": Settings(flops=1 / 2.1, most_lost=0.0),
     "vgg16": Settings(flops=0.35, most_lost=0.003, width=0.25),
-    "vgg16-uniform": Settings(flops=0.35, most_lost=0.003, width=0.25, scope="local", lr=0.05),
     "vgg16-full": Settings(flops=0.35, most_lost=0.003, width=1, dense_epochs=40),
 }
 
