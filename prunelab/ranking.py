@@ -173,6 +173,7 @@ def measured(
     names: Iterable[str],
     method: Sequence[str] = ("prune.criterion",),
     setting: str | None = "prune.flops",
+    random: str | None = None,
 ) -> str:
     """What a sweep found for some methods, as a table in Markdown: the dense network, random choice if it was
     tried, and the methods that were asked for, with accuracies in per cent.
@@ -182,6 +183,7 @@ def measured(
         names: the methods, in the order of the rows; words of ``method`` joined by ``", "``.
         method, setting: entries of the configuration, joined by dots: what a row and what a column stand for;
             without a setting there is one column.
+        random: the row that all are held against, as in :func:`beside_random`.
     Returns:
         A table with "before → after" the last training in each cell, or just the end where nothing was
         measured before; ± is the standard deviation over the seeds, and how many these are is said below. In
@@ -190,7 +192,7 @@ def measured(
         ValueError: a method that was not run.
     """
     found, _ = _cells(path, method, setting)
-    beside = beside_random(path, method, setting)
+    beside = beside_random(path, method, setting, random)
     dense = found.pop("dense", {})
     names = dict.fromkeys(["random"] * ("random" in found) + list(names))
     if missing := names.keys() - found.keys():
@@ -260,24 +262,28 @@ def beside_random(
     path: str | os.PathLike,
     method: Sequence[str] = ("prune.criterion",),
     setting: str | None = "prune.flops",
+    random: str | None = None,
 ) -> dict[str, dict[float, BesideRandom]]:
     """What :func:`measured` shows, beside random choice: ``{"block, l1": {0.5: BesideRandom(…), …}, …}``.
 
     A method's random choice is the row in whose name every criterion (a word from an entry of ``method`` that
     ends in ``criterion``) is ``random``, and all other words are the same: ``"block, random"`` for ``"block,
-    l1"``, and ``"random"`` for ``"l1"``. What a difference needs is the :func:`honest_difference` of all
-    methods that are compared with the same random choice at the same setting, and of that choice itself: of
-    those with as many results as it has. A method with fewer needs infinitely much, and so does any if there
-    is one seed.
+    l1"``, and ``"random"`` for ``"l1"``. Where methods differ in more than their criterion, ``random`` names
+    one row for all of them, but for the dense network, which removed nothing. What a difference needs is the
+    :func:`honest_difference` of all methods that are compared with the same random choice at the same
+    setting, and of that choice itself: of those with as many results as it has. A method with fewer needs
+    infinitely much, and so does any if there is one seed.
     """
     chance = _cells(path, method, setting)[1]
+    if random is not None:
+        chance = {name: "" if name == "dense" else random for name in chance}
     families: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(dict)
     for name, row in accuracies(path, method, setting).items():
         for value, results in row.items():
             families[chance[name], value][name] = results
     beside: dict[str, dict[float, BesideRandom]] = defaultdict(dict)
-    for (random, value), family in families.items():
-        floor = family.get(random, [])
+    for (floor_name, value), family in families.items():
+        floor = family.get(floor_name, [])
         whole = {name: results for name, results in family.items() if len(results) == len(floor)}
         needed = honest_difference(whole) if len(floor) > 1 and len(whole) > 1 else math.inf
         for name, results in family.items():

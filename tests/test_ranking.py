@@ -235,6 +235,11 @@ def test_each_method_is_compared_with_its_own_random_choice(tmp_path):
         ),
     )
     how = ["sparsify.granularity", "sparsify.criterion"], "sparsify.amount"
+    one_row = ranking.beside_random(path, *how, random="weight, random")
+    every = {name: after for name, after in runs.items() if len(after) == 2}  # all of them at one half
+    needed = 100 * ranking.honest_difference(every)
+    assert one_row["filter, l1"][0.5] == pytest.approx((80, 19, needed))
+    assert math.isnan(next(iter(one_row["dense"].values())).gain)
     found = ranking.beside_random(path, *how)
     pair = {"l1": [0.80, 0.82], "random": [0.60, 0.62]}
     assert found["weight, l1"][0.5] == pytest.approx((81, 20, 100 * ranking.honest_difference(pair)))
