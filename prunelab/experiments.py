@@ -438,8 +438,9 @@ def _work_through(
         states = store.states(failed_before)
         for key in [key for key in waiting if states.get(key, "running") != "running"]:
             del waiting[key]  # done here or by another sweep
-        bar.n = bar.total - len(waiting)
-        bar.refresh()
+        before, bar.n = bar.n, bar.total - len(waiting)
+        if bar.n != before or sys.stderr.isatty():  # a clock that moves, but not in a log
+            bar.refresh()
         if not waiting:
             return
         ours = set(flying.values())

@@ -93,9 +93,11 @@ def _check_some(name: str, value: Any) -> None:
         raise ValueError(f"{name} is empty: there is nothing to draw")
 
 
-def _magnitudes() -> Any:
+def _magnitudes(values: np.ndarray) -> dict[str, Any]:
     """cividis for what is kept, pale grey for what is removed (drawn as -1), nothing for gaps (NaN)."""
-    return plt.get_cmap("cividis").with_extremes(under=FADED, bad="none")
+    colours = plt.get_cmap("cividis").with_extremes(under=FADED, bad="none")
+    largest = values.max(initial=0) or 1  # a scale from 0 to 0 has one colour, for what is removed as well
+    return {"cmap": colours, "vmin": 0, "vmax": largest}
 
 
 def _beside(bars: int, groups: int) -> tuple[float, np.ndarray]:
@@ -142,7 +144,7 @@ def heatmap(
     matrix = np.abs(_array("weights", weights, 2, "(out, in)"))
     matrix[matrix == 0] = -1
     figure, ax = _canvas(ax)
-    image = ax.imshow(matrix, cmap=_magnitudes(), vmin=0, aspect="auto", interpolation="nearest")
+    image = ax.imshow(matrix, aspect="auto", interpolation="nearest", **_magnitudes(matrix))
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     figure.colorbar(image, ax=ax, label=label)
     return figure
@@ -205,9 +207,7 @@ def masks(
     cells[:, :, :kh, :kw] = np.where(kept, values, -1)
     picture = cells.transpose(1, 2, 0, 3).reshape(channels * (kh + 1), filters * (kw + 1))[:-1, :-1]
     figure, ax = _canvas(ax, height=min(6.0, 0.8 + WIDTH * picture.shape[0] / picture.shape[1]))
-    look: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.4, "cmap": _magnitudes()}
-    largest = values.max() or 1  # a scale from 0 to 0 has one colour, for what is removed as well
-    ax.pcolormesh(picture, vmin=0, vmax=largest, **look)
+    ax.pcolormesh(picture, edgecolors="white", linewidth=0.4, **_magnitudes(values))
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.set_xticks(np.arange(filters) * (kw + 1) + kw / 2, [str(j) for j in range(filters)])
@@ -971,8 +971,7 @@ def feature_maps(maps: Tensor, names: Sequence[str], ylabel: str = "picture", ti
     cells[:, :, :h, :w] = values
     picture = cells.transpose(0, 2, 1, 3).reshape(pictures * (h + gap), filters * (w + gap))[:-gap, :-gap]
     figure, ax = panels(height=min(6.0, 0.9 + 0.86 * WIDTH * picture.shape[0] / picture.shape[1]))
-    look: dict[str, Any] = {"cmap": _magnitudes(), "vmin": 0, "interpolation": "nearest"}
-    image = ax.imshow(picture, **look)
+    image = ax.imshow(picture, interpolation="nearest", **_magnitudes(values))
     ax.set_xticks(np.arange(filters) * (w + gap) + (w - 1) / 2, names)
     ax.set_yticks(np.arange(pictures) * (h + gap) + (h - 1) / 2, [str(j) for j in range(pictures)])
     ax.tick_params(length=0, labelsize=8)

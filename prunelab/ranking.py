@@ -274,13 +274,13 @@ def beside_random(
     setting, and of that choice itself: of those with as many results as it has. A method with fewer needs
     infinitely much, and so does any if there is one seed.
     """
-    chance = _cells(path, method, setting)[1]
+    found, chance = _cells(path, method, setting)
     if random is not None:
         chance = {name: "" if name == "dense" else random for name in chance}
     families: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(dict)
-    for name, row in accuracies(path, method, setting).items():
-        for value, results in row.items():
-            families[chance[name], value][name] = results
+    for name, row in found.items():
+        for value, pairs in row.items():
+            families[chance[name], value][name] = [after for _, after in pairs]
     beside: dict[str, dict[float, BesideRandom]] = defaultdict(dict)
     for (floor_name, value), family in families.items():
         floor = family.get(floor_name, [])

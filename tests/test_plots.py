@@ -412,6 +412,15 @@ def test_feature_maps_stand_in_columns_and_show_exact_zeros():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    "drawn",
+    [lambda: plots.heatmap(torch.zeros(2, 3)), lambda: plots.feature_maps(torch.zeros(1, 1, 2, 2), ["a"])],
+)
+def test_what_is_all_zeros_is_faded(drawn):
+    image = drawn().axes[0].images[0]
+    assert image.to_rgba(np.array([[-1.0]]))[0, 0].tolist() == list(matplotlib.colors.to_rgba(plots.FADED))
+
+
 def test_pictures_scales_bytes_and_names_classes():
     images = torch.full((3, 3, 4, 4), 51, dtype=torch.uint8)
     axes = plots.pictures(images, torch.tensor([1, 0, 1]), ["cat", "dog"], columns=2).axes

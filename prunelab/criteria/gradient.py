@@ -33,8 +33,9 @@ def gradient(groups: Tensor, gradients: Tensor) -> Tensor:
     normalise=l2_per_layer,
 )
 def taylor2017(maps: Tensor, map_gradients: Tensor) -> Tensor:
-    r"""First-order Taylor expansion in a feature map: :math:`s_j = \left| \frac{1}{hw} \sum_{x, y}
-    \frac{\partial L}{\partial z_{jxy}} z_{jxy} \right|` (Molchanov et al., 2017, equation 8).
+    r"""First-order Taylor expansion in a feature map: :math:`s_j = \frac{1}{N} \sum_i \left|
+    \frac{1}{hw} \sum_{x, y} \frac{\partial L_i}{\partial z_{ijxy}} z_{ijxy} \right|` (Molchanov et al., 2017,
+    equation 8; picture :math:`i` of :math:`N`).
 
     The expected change of the loss if the map were zero. The mean over the map comes first, then the absolute
     value, then the mean over the pictures: a picture whose loss would rise and one whose loss would fall both
