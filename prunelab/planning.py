@@ -330,8 +330,8 @@ class Plan:
         body = [
             [
                 name, f"{row['filters']:,}", f"{row['kept']:,}", f"{row['kept'] / row['filters']:.0%}",
-                f"{row['macs'][0]:,}", f"{row['macs'][1]:,}", ", ".join(row["tied"][:2]) + (
-                    f" and {len(row['tied']) - 2} more" if len(row["tied"]) > 2 else ""),
+                f"{row['macs'][0]:,}", f"{row['macs'][1]:,}", ", ".join(row["tied"][:1]) + (
+                    f" and {len(row['tied']) - 1} more" if len(row["tied"]) > 1 else ""),
             ]
             for name, row in self.layers.items()
         ]  # fmt: skip

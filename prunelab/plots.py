@@ -359,10 +359,12 @@ def curves(
 ) -> Figure:
     """Lines ``{"label": (x, y)}``; a ``y`` of shape ``(seeds, n)`` becomes its mean and a min to max band.
 
-    ``levels`` are horizontal dotted lines to compare with, such as ``{"chance": 0.1}``.
+    ``levels`` are horizontal dotted lines to compare with, such as ``{"chance": 0.1}``. Their names stand at
+    the end where the lines of the series are farther away.
     """
     _check_some("series", series)
     figure, ax = _canvas(ax)
+    ends: list[np.ndarray] = []  # of each series, its values at the left and at the right
     for j, (name, (x, y)) in enumerate(series.items()):
         places = _array(f"series[{name!r}] x", x, 1, "(n,)")
         runs = np.atleast_2d(_array(f"series[{name!r}] y", y))
@@ -373,11 +375,15 @@ def curves(
         label = name if len(runs) == 1 else f"{name} (mean and range, {len(runs)} seeds)"
         colour = COLOURS[j % 7]
         ax.plot(places, runs.mean(0), color=colour, marker=MARKERS[j % 7], markersize=4, label=label)
+        ends.append(runs.mean(0)[[places.argmin(), places.argmax()]])
         if len(runs) > 1:
             ax.fill_between(places, runs.min(0), runs.max(0), color=colour, alpha=0.25, linewidth=0)
     for name, level in (levels or {}).items():
         ax.axhline(level, color="grey", linestyle=":", linewidth=1)
-        ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", color="dimgrey")
+        left, right = np.abs(np.array(ends) - level).min(0)
+        place, side = (0.99, "right") if right > left else (0.01, "left")
+        across = ax.get_yaxis_transform()  # a share of the width, a value of y
+        ax.text(place, level, name, ha=side, va="bottom", color="dimgrey", transform=across)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     _legend_above(ax, title)
     return figure
@@ -623,16 +629,9 @@ def comparison(
             ax.vlines(x, low, high, color=BLACK, linewidth=1.5)
             if name != first:
                 look = {"fontsize": 7, "rotation": 90 if len(rows) > 3 else 0}  # narrow bars: upright numbers
-                place = (x, max(ratio, high))
-                ax.annotate(
-                    f"{ratio:.2f}",
-                    place,
-                    (0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    va="bottom",
-                    **look,
-                )
+                look |= {"ha": "center", "va": "bottom"}
+                look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the dotted line
+                ax.annotate(f"{ratio:.2f}", (x, max(ratio, high)), (0, 2), textcoords="offset points", **look)
     ax.margins(y=0.12)  # room for the numbers
     ax.axhline(1, color="grey", linestyle=":", linewidth=1)
     ax.set_xticks(np.arange(len(measures)), measures)

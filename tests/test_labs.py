@@ -55,6 +55,18 @@ def test_figures_have_a_text_for_those_who_do_not_see_them(path: Path) -> None:
             assert len(alt.split()) > 8, cell["id"]
 
 
+@each_lab
+def test_nobody_unfolds_a_solution_unawares(path: Path) -> None:
+    """The function's head is in the same cell: the book folds it, and says what is inside."""
+    answers = [
+        cell["metadata"] for cell in code_cells(path) if "### BEGIN SOLUTION" in "".join(cell["source"])
+    ]
+    assert answers
+    for metadata in answers:
+        assert "hide-input" in metadata["tags"]
+        assert "solution" in metadata["mystnb"]["code_prompt_show"]
+
+
 def test_exercises_of_each_lab_and_points_of_the_course() -> None:
     found = [labs.understand(source) for source in labs.sources(NOTEBOOKS)]
     assert all(3 <= len(lab.exercises) <= 6 for lab in found)
