@@ -45,7 +45,7 @@ class Settings:
         dense_epochs: how long to train the dense network, where no trained one is part of the package.
         rounds: prunings, each by the same factor.
         round_epochs, epochs: training after each pruning but the last, and in the end.
-        lr, round_lr, weight_decay, batch_size: of :func:`prunelab.fit`.
+        lr, round_lr, weight_decay: of :func:`prunelab.fit`.
         temperature, strength: of :class:`prunelab.training.Distillation`.
     """
 
@@ -62,7 +62,6 @@ class Settings:
     round_lr: float = 0.03
     lr: float = 0.1
     weight_decay: float = 5e-4
-    batch_size: int = 64
     temperature: float = 4.0
     strength: float = 1.0
 
@@ -81,7 +80,6 @@ NETWORKS = {
         scope="local",
         rounds=1,
         epochs=60,
-        batch_size=128,
     ),
     "vgg16-full": Settings(flops=0.35, most_lost=0.003, width=1, dense_epochs=40),
 }
@@ -101,7 +99,6 @@ def dense(name: str, data: pl.data.Data, settings: Settings, folder: Path, preci
         settings.dense_epochs,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
-        batch_size=settings.batch_size,
         checkpoint=folder / f"flagship-{name}-dense.pt",
         precision=precision,
     )
@@ -145,7 +142,6 @@ def pruned(
             settings.epochs if last else settings.round_epochs,
             lr=settings.lr if last else settings.round_lr,
             weight_decay=settings.weight_decay,
-            batch_size=settings.batch_size,
             callbacks=[Distillation(teacher, settings.temperature, settings.strength)],
             checkpoint=file.with_suffix(".pt"),
             precision=precision,
