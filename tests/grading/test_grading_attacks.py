@@ -217,10 +217,14 @@ def test_nbval_is_deceived_and_the_points_are_not(sandboxed):
     assert "seen: (2, 2, 3, 3)" in str(result) and "(8, 4, 3, 3)" not in str(result)
 
 
+# In a flood a kernel's messages are dropped, so nbval may miss that a check behind it failed. Points do not
+# depend on the notebook's run.
 @pytest.mark.parametrize(
-    ("source", "outcome"), [(KILLED, "not run"), (FLOOD, "failed")], ids=["killed", "flooded"]
+    ("source", "outcomes_of_its_check"),
+    [(KILLED, {"not run"}), (FLOOD, {"failed", "passed"})],
+    ids=["killed", "flooded"],
 )
-def test_a_notebook_that_is_cut_short_costs_its_own_points_only(sandboxed, source, outcome):
+def test_a_notebook_that_is_cut_short_costs_its_own_points_only(sandboxed, source, outcomes_of_its_check):
     _, points, outcomes = whole_notebook(filter_norms=source)
     assert points == {"sparsity": 3, "filter-norms": 0, "smallest-mask": 3, "dense-layers": 2}
-    assert outcomes["sparsity-check"] == "passed" and outcomes["filter-norms-check"] == outcome
+    assert outcomes["sparsity-check"] == "passed" and outcomes["filter-norms-check"] in outcomes_of_its_check
