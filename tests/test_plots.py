@@ -412,6 +412,11 @@ def test_feature_maps_stand_in_columns_and_show_exact_zeros():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
 
 
+def test_curves_name_a_level_at_the_end_where_no_line_is():
+    ax = plots.curves({"a": ([0, 1], [1.0, 0.2])}, levels={"dense": 1.0, "chance": 0.1}).axes[0]
+    assert {text.get_text(): text.get_ha() for text in ax.texts} == {"dense": "right", "chance": "left"}
+
+
 @pytest.mark.parametrize(
     "drawn",
     [lambda: plots.heatmap(torch.zeros(2, 3)), lambda: plots.feature_maps(torch.zeros(1, 1, 2, 2), ["a"])],

@@ -379,8 +379,19 @@ def notebook(send: Callable[..., None], name: str, text: str, cell_timeout: floa
     kernel = Kernel()  # forked before pytest and its threads come
     import jupyter_client.provisioning.local_provisioner as provisioner
     import pytest
+    from nbval.kernel import RunningKernel
 
     provisioner.launch_kernel = kernel.start  # type: ignore[assignment]
+    get_message = RunningKernel.get_message
+    replies = [""]  # the last is how the kernel says that a cell ended
+
+    def watched(running: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        message = get_message(running, *args, **kwargs)
+        if message["msg_type"] == "execute_reply":
+            replies.append(message["content"]["status"])
+        return message
+
+    RunningKernel.get_message = watched
 
     class Recorder:
         @pytest.hookimpl(wrapper=True)
@@ -392,6 +403,9 @@ def notebook(send: Callable[..., None], name: str, text: str, cell_timeout: floa
                     error = call.excinfo.value
                     text = f"{error}\n{error.inner_traceback or ''}"
                 outcome = "failed" if hasattr(report, "wasxfail") and not report.passed else report.outcome
+                # nbval only knows of an error by its message, which a flood of others can drown.
+                if report.passed and replies[-1] == "error" and not item.options["check_exception"]:
+                    outcome, text = "failed", "The kernel says that this cell failed, and not why."
                 send({"cell": item.cell.id, "outcome": outcome, "text": text[-4000:]})
             return report
 

@@ -197,6 +197,8 @@ def dense_layers(layers, most):
     raise ValueError("seen: " + open("/tmp/seen").read())
 """
 KILLED = "import os\nprint('x' * 10**6)\nos.kill(os.getppid(), 9)" + attacks.WRONG
+# The kernel sends no message of an error, as happens when too many others wait to be sent.
+SILENCED = "get_ipython()._showtraceback = lambda *_: None\n" + attacks.WRONG
 FLOOD = "for _ in range(1000):\n    print('x' * 10**6)\n" + attacks.WRONG
 
 
@@ -217,14 +219,12 @@ def test_nbval_is_deceived_and_the_points_are_not(sandboxed):
     assert "seen: (2, 2, 3, 3)" in str(result) and "(8, 4, 3, 3)" not in str(result)
 
 
-# In a flood a kernel's messages are dropped, so nbval may miss that a check behind it failed. Points do not
-# depend on the notebook's run.
 @pytest.mark.parametrize(
-    ("source", "outcomes_of_its_check"),
-    [(KILLED, {"not run"}), (FLOOD, {"failed", "passed"})],
-    ids=["killed", "flooded"],
+    ("source", "outcome"),
+    [(KILLED, "not run"), (FLOOD, "failed"), (SILENCED, "failed")],
+    ids=["killed", "flooded", "silenced"],
 )
-def test_a_notebook_that_is_cut_short_costs_its_own_points_only(sandboxed, source, outcomes_of_its_check):
+def test_a_notebook_that_is_cut_short_costs_its_own_points_only(sandboxed, source, outcome):
     _, points, outcomes = whole_notebook(filter_norms=source)
     assert points == {"sparsity": 3, "filter-norms": 0, "smallest-mask": 3, "dense-layers": 2}
-    assert outcomes["sparsity-check"] == "passed" and outcomes["filter-norms-check"] in outcomes_of_its_check
+    assert outcomes["sparsity-check"] == "passed" and outcomes["filter-norms-check"] == outcome
